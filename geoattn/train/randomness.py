@@ -1,0 +1,28 @@
+"""Random generators: seeded where a run needs it, and given back as they were."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_all(seed: int, epoch: int, process: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators as a function of all three numbers."""
+    mixed = int(np.random.SeedSequence([seed, epoch, process]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)  # noqa: NPY002  # datasets and augmentations use the global generator
+    torch.manual_seed(mixed)
+
+
+@contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """Give the global generators back as they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
