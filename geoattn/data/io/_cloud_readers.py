@@ -1,0 +1,237 @@
+"""Readers of npz, xyz, las, laz and pcd."""
+
+import struct
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ..._optional import require
+from ._check import Array, Arrays, check_zip, unit_color
+
+
+def read_npz(path: Path) -> Arrays:
+    """Our own arrays: ``pos`` [N, 3], ``face`` [3, F], others per vertex or per face. Never unpickles."""
+    raw = path.read_bytes()
+    check_zip(raw)
+    arrays: Arrays = {}
+    with zipfile.ZipFile(BytesIO(raw)) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                raise ValueError(f"it holds {member.filename!r}, which is not an array")
+            key = member.filename[: -len(".npy")]
+            if not key.isidentifier() or key.startswith("_"):
+                raise ValueError(f"{key!r} is no name of an attribute")
+            with archive.open(member) as file:
+                _check_npy(file.read(2**14), member.file_size, key)
+        with np.load(BytesIO(raw), allow_pickle=False) as loaded:
+            arrays = {key: loaded[key] for key in loaded.files}
+    if "pos" not in arrays:
+        raise ValueError("it has no array 'pos'")
+    for key in [key for key in arrays if key.endswith("_on") or key == "part_name"]:
+        text = arrays[key]
+        if text.dtype.kind != "U":
+            raise ValueError(f"{key} is not text")
+        arrays[key] = text.tolist()
+    for key in ("label", "scalar"):
+        if key in arrays and arrays.setdefault(f"{key}_on", "vertex") not in ("vertex", "face"):
+            raise ValueError(f"{key}_on is {arrays[f'{key}_on']!r}, expected 'vertex' or 'face'")
+    if "face" in arrays:
+        if arrays["face"].ndim != 2 or arrays["face"].shape[0] != 3:
+            raise ValueError(f"face has shape {list(arrays['face'].shape)}, expected [3, F]")
+        arrays["face"] = arrays["face"].T
+    if "part" in arrays and not isinstance(arrays.get("part_name"), list):
+        arrays["part_name"] = [str(i) for i in range(int(np.max(arrays["part"], initial=-1)) + 1)]
+    return arrays
+
+
+def _check_npy(head: bytes, size: int, key: str) -> None:
+    """Refuse a header that asks for another size than the member has, before numpy allocates it."""
+    file = BytesIO(head)
+    version = npy.read_magic(file)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError(f"{key} holds Python objects, which are never unpickled")
+    expected = file.tell() + dtype.itemsize * int(np.prod([int(n) for n in shape], dtype=object))
+    if expected != size or any(n < 0 for n in shape):
+        raise ValueError(f"{key} of shape {list(shape)} needs {expected} bytes, it has {size}")
+
+
+def read_xyz(path: Path) -> Arrays:
+    """Rows of ``x y z``, then nothing, ``r g b`` or ``r g b a`` (0..255), or a normal, or both.
+
+    Columns are separated by blanks or commas. Three columns beyond the position are a colour if they are all
+    integers in 0..255, else a normal if they are within -1..1. Other columns are left out.
+    """
+    text = path.read_bytes().decode("utf-8")
+    if "\0" in text:
+        raise ValueError("the content is not text")
+    rows = np.loadtxt(text.replace(",", " ").splitlines(), comments=("#", "//"), dtype=np.float64, ndmin=2)
+    if rows.shape[1] < 3:
+        raise ValueError(
+            f"{rows.shape[1]} columns, expected at least x, y, z" if rows.size else "no vertices"
+        )
+    arrays: Arrays = {"pos": rows[:, :3]}
+    rest = rows[:, 3:]
+    if rest.shape[1] >= 3 and _is_color(rest[:, :3]):
+        width = 4 if rest.shape[1] in (4, 7) and _is_color(rest[:, :4]) else 3
+        arrays["color"] = rest[:, :width] / 255
+        rest = rest[:, width:]
+    if rest.shape[1] >= 3 and (np.abs(rest[:, :3]) <= 1).all():
+        arrays["normal"] = rest[:, :3]
+    return arrays
+
+
+def _is_color(values: Array) -> bool:
+    return bool(((values >= 0) & (values <= 255) & (values == np.trunc(values))).all())
+
+
+_MAX_LAZ_RATIO = 1000
+
+
+def read_las(path: Path) -> Arrays:
+    """LAS and LAZ through laspy (LAZ needs a backend: ``pip install lazrs``).
+
+    The classification becomes ``label``, the intensity ``scalar``, unless they are zero everywhere.
+    """
+    import laspy
+
+    raw = path.read_bytes()
+    points = _check_las(raw)
+    if raw[104] & 0xC0:
+        require("lazrs", "laz")
+    las = laspy.read(BytesIO(raw))
+    if len(las.points) != points:
+        raise ValueError(f"{len(las.points)} of {points} points were read")
+    xyz = np.asarray(las.xyz, dtype=np.float64)
+    arrays: Arrays = {"pos": xyz}
+    if not points:
+        return arrays
+    dimensions = set(las.point_format.dimension_names)
+    if {"red", "green", "blue"} <= dimensions:
+        color = np.stack([las.red, las.green, las.blue], axis=1)
+        # By the standard 16 bits; many writers leave 8-bit values in them.
+        arrays["color"] = color / (255 if color.max() <= 255 else 65535)
+    for key, name in (("label", "classification"), ("scalar", "intensity")):
+        values = np.asarray(las[name])
+        if values.any():
+            arrays[key], arrays[f"{key}_on"] = values, "vertex"
+    return arrays
+
+
+def _check_las(raw: bytes) -> int:
+    """Number of points, after checking that the file can hold what its header announces."""
+    if raw[:4] != b"LASF" or len(raw) < 227:
+        raise ValueError("no LAS header")
+    minor = raw[25]
+    header_size, offset, records = struct.unpack_from("<HII", raw, 94)
+    record = struct.unpack_from("<H", raw, 105)[0]
+    points = struct.unpack_from("<I", raw, 107)[0]
+    if minor >= 4:
+        if len(raw) < 375:
+            raise ValueError("the header is cut off")
+        extended_start, extended = struct.unpack_from("<QI", raw, 235)
+        points = struct.unpack_from("<Q", raw, 247)[0]
+        if extended and extended_start + 60 * extended > len(raw):
+            raise ValueError("it announces more extended records than it holds")
+    if not header_size + 54 * records <= offset <= len(raw):
+        raise ValueError("it announces more records than it holds")
+    compressed = bool(raw[104] & 0xC0)
+    available = (len(raw) - offset) * (_MAX_LAZ_RATIO if compressed else 1)
+    if points * record > available or (points and not record):
+        raise ValueError(f"it announces {points} points of {record} bytes, {len(raw) - offset} bytes follow")
+    return points
+
+
+_PCD_TYPES = {
+    ("F", 4),
+    ("F", 8),
+    ("I", 1),
+    ("I", 2),
+    ("I", 4),
+    ("I", 8),
+    ("U", 1),
+    ("U", 2),
+    ("U", 4),
+    ("U", 8),
+}
+
+
+def read_pcd(path: Path) -> Arrays:
+    """PCD through open3d (the extra ``open3d``)."""
+    raw = path.read_bytes()
+    points = _check_pcd(raw)
+    open3d = require("open3d", "open3d")
+    with open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
+        cloud = open3d.io.read_point_cloud(str(path), format="pcd")
+    arrays: Arrays = {"pos": np.array(cloud.points).reshape(-1, 3)}
+    if len(arrays["pos"]) != points:
+        raise ValueError(f"{len(arrays['pos'])} of {points} points were read")
+    if cloud.has_colors():
+        arrays["color"] = unit_color(np.array(cloud.colors))
+    if cloud.has_normals():
+        arrays["normal"] = np.array(cloud.normals)
+    return arrays
+
+
+def _check_pcd(raw: bytes) -> int:
+    """Number of points, after checking that header and data fit: open3d's parser trusts the header."""
+    header: dict[str, list[str]] = {}
+    position = 0
+    while "DATA" not in header:
+        end = raw.find(b"\n", position, position + 2**16)
+        if end < 0:
+            raise ValueError("no PCD header")
+        key, *words = raw[position:end].decode("ascii").partition("#")[0].split() or [""]
+        if key in header:
+            raise ValueError(f"{key} occurs twice in the header")
+        header[key] = words
+        position = end + 1
+    header.pop("", None)
+    missing = {"FIELDS", "SIZE", "TYPE", "WIDTH", "HEIGHT", "POINTS"} - set(header)
+    if missing:
+        raise ValueError(f"the header has no {sorted(missing)[0]}")
+    sizes = [int(word) for word in header["SIZE"]]
+    counts = [int(word) for word in header.get("COUNT", ["1"] * len(sizes))]
+    points, width, height = (int(header[key][0]) for key in ("POINTS", "WIDTH", "HEIGHT"))
+    fields = header["FIELDS"]
+    if not len(fields) == len(sizes) == len(counts) == len(header["TYPE"]) or not {"x", "y", "z"} <= set(
+        fields
+    ):
+        raise ValueError("its fields are inconsistent or have no x, y, z")
+    if (
+        not set(zip(header["TYPE"], sizes, strict=True)) <= _PCD_TYPES
+        or min(counts) < 1
+        or max(counts) > 2**16
+    ):
+        raise ValueError("a field has an unknown type, size or count")
+    if len(set(fields) - {"_"}) != len([f for f in fields if f != "_"]):
+        raise ValueError("two fields have the same name")
+    if points < 1 or points != width * height:
+        raise ValueError(f"{points} points, width {width}, height {height}" if points else "no vertices")
+    row = sum(size * count for size, count in zip(sizes, counts, strict=True))
+    body = raw[position:]
+    encoding = header["DATA"][0] if header["DATA"] else ""
+    if encoding == "ascii":
+        rows = [line.split() for line in body.decode("ascii").splitlines() if line.strip()]
+        if len(rows) != points or any(len(line) != sum(counts) for line in rows):
+            raise ValueError(f"{len(rows)} rows for {points} points of {sum(counts)} numbers")
+        np.array(rows, dtype=np.float64)  # open3d reads words that are no numbers as zero
+    elif encoding == "binary":
+        if len(body) < points * row:
+            raise ValueError(f"{points} points need {points * row} bytes, {len(body)} follow the header")
+    elif encoding == "binary_compressed":
+        if len(body) < 8:
+            raise ValueError("the data is cut off")
+        packed, unpacked = struct.unpack_from("<II", body)
+        # LZF packs at most 264 bytes in 3.
+        if packed > len(body) - 8 or unpacked != points * row or unpacked > 88 * packed:
+            raise ValueError(
+                f"{points} points need {points * row} bytes, {packed} packed into {unpacked} follow"
+            )
+    else:
+        raise ValueError(f"unknown encoding {encoding!r}")
+    return points

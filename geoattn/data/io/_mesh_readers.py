@@ -1,0 +1,544 @@
+"""Readers of obj, ply, stl, off, msh, vtk and vtu. What they raise, ``load`` makes a LoadError."""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._check import Array, Arrays, check_face, check_xml, fan, per_vertex, unit_color, unpacked_limit
+
+# ----------------------------------------------------------------------------- obj
+
+
+def read_obj(path: Path) -> Arrays:
+    """Wavefront OBJ. Materials are not read, so a missing .mtl or texture is no error.
+
+    Read here, because no library keeps the order and number of the ``v`` lines and gets the indices right:
+    trimesh 5.2 splits vertices at texture seams, counts relative indices from the last vertex of the file
+    instead of the last one above the line, takes the illegal index 0 for vertex 1, and skips faces of two
+    corners.
+    """
+    text = path.read_bytes().decode(errors="replace").replace("\\\n", " ").replace("\\\r\n", " ")
+    if "\0" in text:
+        raise ValueError("the content is not text")
+    rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "vn": []}
+    corners: list[tuple[int, int | None, int | None]] = []
+    lengths: list[int] = []
+    objects: list[str] = []
+    part: list[int] = []
+    known = 0
+
+    for number, line in enumerate(text.split("\n"), 1):
+        key, *words = line.partition("#")[0].split() or [""]
+        if key in rows:
+            rows[key].append(words)
+        elif key == "f":
+            try:
+                corners += [_obj_corner(word, rows) for word in words]
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            lengths.append(len(words))
+            part.append(len(objects) - 1)
+        elif key == "o":
+            objects.append(" ".join(words))
+        known += key in _OBJ_KEYS
+    if not known:
+        raise ValueError("no vertices, and no line that is OBJ")
+
+    arrays: Arrays = {"pos": _columns(rows["v"], 3, "v")}
+    num_vertices = len(arrays["pos"])
+    width = min((len(row) for row in rows["v"]), default=0)
+    if width >= 6:
+        arrays["color"] = unit_color(_columns(rows["v"], 6, "v")[:, 3:])
+    if not corners:
+        if rows["vn"] and len(rows["vn"]) == num_vertices:
+            arrays["normal"] = _columns(rows["vn"], 3, "vn")
+        return arrays
+
+    triangles, polygon = fan(np.array(lengths))
+    vertex = np.array([corner[0] for corner in corners])
+    arrays["face"] = vertex[triangles]
+    check_face(arrays["face"], num_vertices)
+    for slot, key, name, columns in ((1, "vt", "uv", 2), (2, "vn", "normal", 3)):
+        index = [corner[slot] for corner in corners]
+        if rows[key] and None not in index:
+            arrays[name] = per_vertex(
+                _columns(rows[key], columns, key), np.array(index), vertex, num_vertices
+            )
+    used = np.unique(part)
+    if len(used) > 1:
+        arrays["part"] = np.searchsorted(used, np.array(part)[polygon])
+        arrays["part_name"] = [objects[i] if i >= 0 else "" for i in used]
+    return arrays
+
+
+_OBJ_KEYS = {"v", "vt", "vn", "f", "o", "g", "s", "l", "p", "usemtl", "mtllib", "vp"}
+
+
+def _obj_corner(word: str, rows: dict[str, list[list[str]]]) -> tuple[int, int | None, int | None]:
+    """``vertex/texture/normal`` as indices from 0; negative ones count back from the lines so far."""
+    indices: list[int | None] = []
+    for key, entry in zip(("v", "vt", "vn"), word.split("/"), strict=False):
+        if not entry:
+            indices.append(None)
+            continue
+        index = int(entry)
+        if index == 0:
+            raise ValueError(f"index 0 in {word!r}; OBJ counts from 1")
+        index = index - 1 if index > 0 else index + len(rows[key])
+        if index < 0:
+            raise ValueError(f"{word!r} counts back beyond the first {key}")
+        indices.append(index)
+    if indices[0] is None:
+        raise ValueError(f"{word!r} names no vertex")
+    indices += [None] * (3 - len(indices))
+    return indices[0], indices[1], indices[2]
+
+
+def _columns(rows: list[list[str]], columns: int, key: str) -> Array:
+    short = next((i for i, row in enumerate(rows) if len(row) < columns), None)
+    if short is not None:
+        raise ValueError(f"{key} line {short + 1} has {len(rows[short])} numbers, expected {columns}")
+    return np.array([row[:columns] for row in rows], dtype=np.float64).reshape(-1, columns)
+
+
+# ----------------------------------------------------------------------------- ply
+
+_PLY_TYPES = {
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+    "int64": "i8", "uint64": "u8", "float16": "f2", "float32": "f4", "float64": "f8",
+}  # fmt: skip
+
+
+def read_ply(path: Path) -> Arrays:
+    """PLY, ASCII and binary of either byte order, through trimesh (meshio for mixed polygons in binary)."""
+    raw = path.read_bytes()
+    elements, is_ascii = _check_ply(raw)
+    if "tristrips" in elements:
+        raise ValueError("triangle strips are not supported; save it with faces")
+    from trimesh.exchange.ply import load_ply
+
+    try:
+        loaded = load_ply(BytesIO(raw), fix_texture=False, skip_materials=True)["metadata"]["_ply_raw"]
+        vertex, face = (_ply_columns(loaded, name, elements) for name in ("vertex", "face"))
+    except _MixedPolygonsError:
+        return _read_mixed_ply(raw, elements)
+    except ValueError as error:
+        if is_ascii or "unexpected length" not in str(error):
+            raise
+        return _read_mixed_ply(raw, elements)
+    return _ply_arrays(vertex, face)
+
+
+class _MixedPolygonsError(ValueError):
+    pass
+
+
+def _check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], bool]:
+    """Parse the header, and refuse a file that is too short for it, or has rows that do not fit it."""
+    end = re.search(rb"\nend_header[ \t]*\r?\n", raw[: 2**20])
+    if not raw.startswith(b"ply") or end is None:
+        raise ValueError("no PLY header")
+    lines = [line.split() for line in raw[: end.start()].decode("ascii", errors="replace").splitlines()[1:]]
+    encoding = next((line[1] for line in lines if line[:1] == ["format"] and len(line) > 1), "")
+    if encoding not in ("ascii", "binary_little_endian", "binary_big_endian"):
+        raise ValueError(f"unknown PLY format {encoding!r}")
+    elements: dict[str, tuple[int, list[list[str]]]] = {}
+    for line in lines:
+        if line[:1] == ["element"]:
+            if len(line) != 3 or not line[2].isdigit() or line[1] in elements:
+                raise ValueError(f"bad header line {' '.join(line)!r}")
+            elements[line[1]] = (int(line[2]), [])
+        elif line[:1] == ["property"]:
+            types = line[2:-1] if line[1:2] == ["list"] else line[1:-1]
+            if not elements or len(types) != (2 if line[1] == "list" else 1) or set(types) - set(_PLY_TYPES):
+                raise ValueError(f"bad header line {' '.join(line)!r}")
+            list(elements.values())[-1][1].append([line[-1], *types])
+
+    body = raw[end.end() :]
+    if encoding != "ascii":
+        sizes = (
+            n * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in props) for n, props in elements.values()
+        )
+        if sum(sizes) > len(body):
+            raise ValueError(f"the header announces more than the {len(body)} bytes that follow it")
+        return elements, False
+    rows = body.decode("ascii", errors="replace").splitlines()
+    if len(rows) < sum(count for count, _ in elements.values()):
+        raise ValueError(f"the header announces more rows than the {len(rows)} that follow it")
+    start = 0
+    for name, (count, properties) in elements.items():
+        for number, row in enumerate(rows[start : start + count]):
+            _check_ply_row(row.split(), properties, f"{name} {number}")
+        start += count
+    return elements, True
+
+
+def _check_ply_row(words: list[str], properties: list[list[str]], where: str) -> None:
+    position = 0
+    for _, *types in properties:
+        listed = len(types) == 2 and position < len(words)
+        position += 1 + (int(float(words[position])) if listed else 0)
+    if position != len(words):
+        raise ValueError(f"{where} has {len(words)} numbers, its header asks for {position}")
+
+
+def _ply_columns(loaded: Any, name: str, elements: dict[str, tuple[int, list[list[str]]]]) -> dict[str, Any]:
+    """The properties of one element as trimesh read them: scalars ``[N]``, lists ``[N, K]`` or ragged."""
+    count, properties = elements.get(name, (0, []))
+    data = loaded.get(name, {}).get("data") if count else None
+    if data is None:
+        if count and properties:
+            raise ValueError(f"no {name} was read")
+        return {}
+    columns: dict[str, Any] = {}
+    for key, *types in properties:
+        column = data[key]
+        if len(types) == 2 and not isinstance(data, dict):
+            lengths, column = column["f0"], column["f1"]
+            if (lengths != lengths[0]).any():
+                raise _MixedPolygonsError
+            column = column.reshape(count, -1)
+        if len(column) != count:
+            raise ValueError(f"{key} has {len(column)} of {count} rows")
+        if len(types) == 1:
+            column = np.asarray(column)
+            column = (
+                np.concatenate([np.ravel(c) for c in column])
+                if column.dtype == object
+                else column.reshape(-1)
+            )
+        columns[key] = column
+    return columns
+
+
+def _read_mixed_ply(raw: bytes, elements: dict[str, tuple[int, list[list[str]]]]) -> Arrays:
+    """Binary PLY with polygons of several sizes; meshio reads it if its faces have no other property."""
+    import meshio.ply._ply as meshio_ply
+
+    count, properties = elements.get("face", (0, []))
+    names = [p[0] for p in properties]
+    if set(elements) - {"vertex", "face"} or len(names) != 1 or names[0] not in _PLY_INDICES:
+        raise ValueError(
+            "the file is not as long as its header says, or mixes polygon sizes and face attributes"
+        )
+    # meshio knows one name for the list and two for its types' sizes.
+    header, _, body = raw.partition(b"end_header")
+    lines = [line for line in header.split(b"\n") if not line.startswith((b"comment", b"obj_info"))]
+    header = (
+        b"\n".join(lines)
+        .replace(b"vertex_index\n", b"vertex_indices\n")
+        .replace(b"vertex_index\r", b"vertex_indices")
+    )
+    read = meshio_ply.read_buffer(BytesIO(header + b"end_header" + body))
+    blocks = [np.asarray(block.data) for block in read.cells]
+    if sum(len(block) for block in blocks) != count:
+        raise ValueError(f"{sum(len(block) for block in blocks)} of {count} faces were read")
+    index = [row for block in blocks for row in block]
+    vertex = {"x": read.points[:, 0], "y": read.points[:, 1], "z": read.points[:, 2], **read.point_data}
+    used = sum(np.dtype(_PLY_TYPES[properties[0][1]]).itemsize + row.nbytes for row in index)
+    used += elements["vertex"][0] * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in elements["vertex"][1])
+    if used != len(body.partition(b"\n")[2]):
+        raise ValueError("the file is not as long as its header says")
+    return _ply_arrays(vertex, {"vertex_indices": index})
+
+
+_PLY_INDICES = ("vertex_indices", "vertex_index")
+
+
+def _ply_arrays(vertex: dict[str, Any], face: dict[str, Any]) -> Arrays:
+    """From properties by their customary names to arrays."""
+    missing = [key for key in "xyz" if key not in vertex]
+    if missing:
+        raise ValueError("no vertices" if not vertex else f"vertices have no property {missing[0]!r}")
+    arrays: Arrays = {"pos": _stack(vertex, ("x", "y", "z"))}
+    num_vertices = len(arrays["pos"])
+    arrays["normal"] = _stack(vertex, ("nx", "ny", "nz"))
+    arrays["color"] = _ply_color(vertex)
+    for names in (("s", "t"), ("u", "v"), ("texture_u", "texture_v")):
+        arrays["uv"] = arrays["uv"] if arrays.get("uv") is not None else _stack(vertex, names)
+    for key in ("label", "scalar"):
+        if key in vertex:
+            arrays[key], arrays[f"{key}_on"] = vertex[key], "vertex"
+    if not face:
+        return arrays
+
+    index = next((face[key] for key in _PLY_INDICES if key in face), None)
+    if index is None:
+        raise ValueError("faces have no property 'vertex_indices'")
+    lengths = np.array([len(row) for row in index])
+    triangles, polygon = fan(lengths)
+    corner_vertex = np.concatenate([np.asarray(row) for row in index])
+    if corner_vertex.dtype.kind == "f":  # a list of floats, or an int list read as text
+        corner_vertex = _integers(corner_vertex, "vertex_indices")
+    corner_vertex = corner_vertex.astype(np.int64)
+    arrays["face"] = corner_vertex[triangles]
+    check_face(arrays["face"], num_vertices)
+    color = _ply_color(face)
+    arrays["face_color"] = None if color is None else color[polygon]
+    for key in ("label", "scalar"):
+        if key in face and key not in arrays:
+            arrays[key], arrays[f"{key}_on"] = np.asarray(face[key])[polygon], "face"
+    if "texcoord" in face and arrays["uv"] is None and all(len(row) for row in face["texcoord"]):
+        corner_uv = np.concatenate([np.asarray(row) for row in face["texcoord"]]).reshape(-1, 2)
+        if len(corner_uv) == len(corner_vertex):
+            arrays["uv"] = per_vertex(corner_uv, np.arange(len(corner_uv)), corner_vertex, num_vertices)
+    return arrays
+
+
+def _stack(columns: dict[str, Any], names: tuple[str, ...]) -> Array | None:
+    return np.stack([columns[name] for name in names], axis=1) if all(n in columns for n in names) else None
+
+
+def _ply_color(columns: dict[str, Any]) -> Array | None:
+    rgb = _stack(columns, ("red", "green", "blue"))
+    if rgb is None:
+        return None
+    rgba = _stack(columns, ("red", "green", "blue", "alpha"))
+    return unit_color(rgb if rgba is None else rgba)
+
+
+def _integers(values: Array, name: str) -> Array:
+    if not np.array_equal(values, np.trunc(values)) or np.abs(values).max(initial=0) > 2**53:
+        raise ValueError(f"{name} holds numbers that are not integers")
+    return values.astype(np.int64)
+
+
+# ----------------------------------------------------------------------------- stl, off
+
+
+def read_stl(path: Path) -> Arrays:
+    """STL, binary or ASCII, through trimesh. Every triangle has vertices of its own, as in the file."""
+    from trimesh.exchange.stl import load_stl
+
+    raw = path.read_bytes()
+    binary = len(raw) >= 84 and len(raw) == 84 + 50 * int.from_bytes(raw[80:84], "little")
+    if not binary:
+        text = raw.decode(errors="replace").lower()
+        if not text.lstrip().startswith("solid"):
+            raise ValueError("neither ASCII STL nor binary STL of the length that its header says")
+        begun, ended = (
+            len(re.findall(rf"^\s*{word}\b", text, re.MULTILINE)) for word in ("solid", "endsolid")
+        )
+        facets, closed, vertices = (
+            len(re.findall(rf"^\s*{word}\b", text, re.MULTILINE)) for word in ("facet", "endfacet", "vertex")
+        )
+        if begun != ended or facets != closed or vertices != 3 * facets:
+            raise ValueError(
+                f"ASCII STL with {begun} solid, {ended} endsolid, {facets} facet, {closed} endfacet "
+                f"and {vertices} vertex lines"
+            )
+    loaded = load_stl(BytesIO(raw))
+    parts = [loaded] if "vertices" in loaded else list(loaded.get("geometry", {}).values())
+    arrays: Arrays = (
+        {"pos": np.concatenate([part["vertices"] for part in parts])} if parts else {"pos": np.empty((0, 3))}
+    )
+    if not binary and len(arrays["pos"]) != vertices:
+        raise ValueError(f"{len(arrays['pos'])} of {vertices} vertices were read")
+    arrays["face"] = np.arange(len(arrays["pos"])).reshape(-1, 3)
+    if len(parts) > 1:
+        arrays["part"] = np.repeat(np.arange(len(parts)), [len(part["faces"]) for part in parts])
+        arrays["part_name"] = list(loaded["geometry"])
+    return arrays
+
+
+def read_off(path: Path) -> Arrays:
+    """OFF and COFF through trimesh; colours, which it skips, from the vertex lines."""
+    from trimesh.exchange.off import load_off
+
+    raw = path.read_bytes()
+    text = raw.decode(errors="replace")
+    rows = [row for row in (line.partition("#")[0].split() for line in text.splitlines()) if row]
+    magic = re.match(r"(C?)OFF(\d*)$", rows[0][0] if rows else "", re.IGNORECASE)
+    if magic is None:
+        raise ValueError("the first word is not OFF or COFF")
+    colored = bool(magic[1])
+    counts = [*([magic[2]] if magic[2] else []), *rows[0][1:]]  # "OFF8 6 12" occurs
+    rows = [counts, *rows[1:]] if counts else rows[1:]
+    if not rows or not all(word.isdigit() for word in rows[0]) or len(rows[0]) < 2:
+        raise ValueError("the line of counts is missing or malformed")
+    num_vertices, num_faces = int(rows[0][0]), int(rows[0][1])
+    if len(rows) - 1 < num_vertices + num_faces:
+        raise ValueError(f"{len(rows) - 1} lines follow, the header asks for {num_vertices + num_faces}")
+    for number, row in enumerate(rows[1 + num_vertices : 1 + num_vertices + num_faces]):
+        if not row[0].isdigit() or not 3 <= int(row[0]) < len(row):
+            raise ValueError(f"face {number} is malformed: {' '.join(row[:8])!r}")
+    if not num_vertices:
+        raise ValueError("no vertices")
+    if not num_faces:
+        return {"pos": np.array([row[:3] for row in rows[1 : 1 + num_vertices]], dtype=np.float64)}
+    loaded = load_off(BytesIO("\n".join(["OFF", *(" ".join(row) for row in rows)]).encode()))
+    arrays: Arrays = {"pos": loaded["vertices"], "face": np.asarray(loaded["faces"])}
+    expected = sum(int(row[0]) - 2 for row in rows[1 + num_vertices : 1 + num_vertices + num_faces])
+    if len(arrays["face"]) != expected:
+        raise ValueError(f"{len(arrays['face'])} of {expected} triangles were read")
+    if colored:
+        arrays["color"] = unit_color(
+            np.array([row[3:] for row in rows[1 : 1 + num_vertices]], dtype=np.float64)
+        )
+    return arrays
+
+
+# ----------------------------------------------------------------------------- meshio
+
+_POLYGONS = {"triangle": 3, "triangle6": 3, "triangle7": 3, "quad": 4, "quad8": 4, "quad9": 4}
+"""Surface cells by their number of corners; the nodes after the corners lie on edges and inside."""
+
+_NO_SURFACE = {"vertex", "line", "line3", "line4"}
+
+
+def read_msh(path: Path) -> Arrays:
+    """Gmsh MSH 2.2, 4.0 and 4.1 through meshio."""
+    import meshio.gmsh
+
+    raw = path.read_bytes()
+    for section in (b"MeshFormat", b"Nodes", b"Elements"):
+        if not re.search(rb"^\$End%s\s*$" % section, raw, re.MULTILINE):
+            raise ValueError(f"section ${section.decode()} is missing or cut off")
+    version = re.search(rb"\$MeshFormat\s+(\S+)\s+([01])", raw)
+    is_ascii = version is not None and version[2] == b"0"
+    position = {b"4": 1}.get(version[1][:1], 0) if version else 0
+    declared = []
+    for section in (b"Nodes", b"Elements"):
+        line = re.search(rb"^\$%s\s*\n([^\n]*)" % section, raw, re.MULTILINE)
+        numbers = line[1].split() if line else []
+        declared.append(int(numbers[position]) if is_ascii else None)
+        if is_ascii and max(map(int, numbers[: position + 1])) > len(raw):
+            raise ValueError(f"${section.decode()} announces more than the file holds")
+    mesh = meshio.gmsh.read(str(path))
+    found = (len(mesh.points), sum(len(block.data) for block in mesh.cells))
+    if is_ascii and found != tuple(declared):
+        raise ValueError(f"{found} of {tuple(declared)} nodes and elements were read")
+    return _from_meshio(mesh)
+
+
+def read_vtk(path: Path) -> Arrays:
+    """Legacy VTK with an unstructured grid, through meshio."""
+    import meshio.vtk
+
+    raw = path.read_bytes()
+    dataset = re.search(rb"^DATASET[ \t]+(\S+)", raw, re.MULTILINE | re.IGNORECASE)
+    if not raw.startswith(b"# vtk DataFile Version") or dataset is None:
+        raise ValueError("no VTK header")
+    if dataset[1].upper() != b"UNSTRUCTURED_GRID":
+        raise ValueError(
+            f"a {dataset[1].decode(errors='replace')} dataset; only UNSTRUCTURED_GRID is supported"
+        )
+    sizes: dict[bytes, list[int]] = {}
+    for line in re.finditer(rb"^([A-Za-z_]\S*)((?:[ \t]+\S+){1,4})[ \t]*\r?$", raw, re.MULTILINE):
+        numbers = [int(word) for word in line[2].split() if word.isdigit()]
+        if numbers and max(numbers) > len(raw):
+            raise ValueError(
+                f"{line[0].decode(errors='replace').strip()!r} announces more than the file holds"
+            )
+        sizes.setdefault(line[1].upper(), numbers)
+    mesh = meshio.vtk.read(str(path))
+    num_cells = sum(len(block.data) for block in mesh.cells)
+    declared_cells = (sizes.get(b"CELL_TYPES") or [0])[0]
+    if len(mesh.points) != sizes[b"POINTS"][0] or num_cells != declared_cells:
+        raise ValueError(
+            f"{len(mesh.points)} of {sizes[b'POINTS'][0]} points, {num_cells} of {declared_cells} cells"
+        )
+    return _from_meshio(mesh)
+
+
+def read_vtu(path: Path) -> Arrays:
+    """VTK XML unstructured grid through meshio."""
+    import meshio.vtu
+
+    raw = path.read_bytes()
+    check_xml(raw)
+    announced = [int(n) for n in re.findall(rb"NumberOf(?:Points|Cells)\s*=\s*[\"'](\d+)", raw)]
+    if max(announced, default=0) > unpacked_limit(len(raw)):
+        raise ValueError("it announces more than the file can hold")
+    with _bounded_decompression(unpacked_limit(len(raw))):
+        mesh = meshio.vtu.read(str(path))
+    cells = [int(n) for n in re.findall(rb"NumberOfCells\s*=\s*[\"'](\d+)", raw)]
+    if sum(len(block.data) for block in mesh.cells) != sum(cells):
+        raise ValueError(f"{sum(len(block.data) for block in mesh.cells)} of {sum(cells)} cells were read")
+    return _from_meshio(mesh)
+
+
+class _Bounded:
+    """Stands in for ``zlib`` or ``lzma`` in meshio, which would unpack a bomb."""
+
+    def __init__(self, new_decompressor: Any, limit: list[int]) -> None:
+        self.new_decompressor, self.limit = new_decompressor, limit
+
+    def decompress(self, packed: bytes) -> bytes:
+        unpacked: bytes = self.new_decompressor().decompress(packed, self.limit[0] + 1)
+        self.limit[0] -= len(unpacked)
+        if self.limit[0] < 0:
+            raise ValueError("refused as a decompression bomb")
+        return unpacked
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _bounded_decompression(limit: int) -> Iterator[None]:
+    import lzma
+    import zlib
+    from unittest.mock import patch
+
+    import meshio.vtu._vtu as vtu
+
+    left = [limit]
+    bounded_zlib, bounded_lzma = _Bounded(zlib.decompressobj, left), _Bounded(lzma.LZMADecompressor, left)
+    with _one_at_a_time, patch.object(vtu, "zlib", bounded_zlib), patch.object(vtu, "lzma", bounded_lzma):
+        yield
+
+
+def _from_meshio(mesh: Any) -> Arrays:
+    """The surface cells of a mesh and its attributes by name. Lines and single vertices are left out."""
+    pos = np.asarray(mesh.points, dtype=np.float64)
+    if pos.ndim == 2 and pos.shape[1] == 2:
+        pos = np.pad(pos, ((0, 0), (0, 1)))
+    arrays: Arrays = {"pos": pos}
+    surface = [i for i, b in enumerate(mesh.cells) if b.type in _POLYGONS or b.type.startswith("polygon")]
+    if not surface and any(block.type not in _NO_SURFACE for block in mesh.cells):
+        types = sorted({block.type for block in mesh.cells})
+        raise ValueError(f"no surface: its cells are {', '.join(types)}; extract their surface first")
+
+    triangles = []
+    cell_of_triangle = []
+    for i in surface:
+        cells = np.asarray(mesh.cells[i].data)
+        cells = cells[:, : _POLYGONS.get(mesh.cells[i].type, cells.shape[1])]
+        corners, polygon = fan(np.full(len(cells), cells.shape[1]))
+        triangles.append(cells.reshape(-1)[corners])
+        cell_of_triangle.append(polygon)
+    if surface:
+        arrays["face"] = np.concatenate(triangles)
+    names = {
+        "label": "label",
+        "scalar": "scalar",
+        "color": "color",
+        "normal": "normal",
+        "Normals": "normal",
+        "uv": "uv",
+    }
+    for stored, name in names.items():
+        if mesh.point_data and stored in mesh.point_data:
+            arrays[name] = np.asarray(mesh.point_data[stored])
+            arrays[name] = unit_color(arrays[name]) if name == "color" else arrays[name]
+            if name in ("label", "scalar"):
+                arrays[f"{name}_on"] = "vertex"
+        elif surface and mesh.cell_data and stored in mesh.cell_data and name in ("label", "scalar", "color"):
+            blocks = [
+                np.asarray(mesh.cell_data[stored][i])[cell]
+                for i, cell in zip(surface, cell_of_triangle, strict=True)
+            ]
+            values = np.concatenate(blocks)
+            if name == "color":
+                arrays["face_color"] = unit_color(values)
+            else:
+                arrays[name], arrays[f"{name}_on"] = values, "face"
+    return arrays
