@@ -27,35 +27,42 @@ Angles = dict[str, float]
 
 LABELS = ("head", "hand", "lower arm", "upper arm", "body", "upper leg", "lower leg", "foot")
 
-# The label of a bone is that of the first prefix its name starts with. The lowest neck bone belongs to the body, and
-# so does the shoulder cap, as in the benchmark.
-BONE_LABELS = (
-    ("neck01", "body"),
-    ("neck", "head"),
-    ("head", "head"),
-    ("eye", "head"),
-    ("wrist", "hand"),
-    ("metacarpal", "hand"),
-    ("finger", "hand"),
-    ("lowerarm", "lower arm"),
-    ("upperarm", "upper arm"),
-    ("upperleg", "upper leg"),
-    ("lowerleg", "lower leg"),
-    ("foot", "foot"),
-    ("toe", "foot"),
-    ("root", "body"),
-    ("pelvis", "body"),
-    ("spine", "body"),
-    ("clavicle", "body"),
-    ("shoulder", "body"),
+# The parts that a bone moves, found by the first prefix its name starts with, and their shares. The shares put the
+# borders where the benchmark's training meshes have them: halfway up the neck, below the shoulder cap, and across
+# the groin to the hip bone.
+BONE_PARTS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("neck01", {"body": 1.0}),
+    ("neck", {"head": 1.0}),
+    ("head", {"head": 1.0}),
+    ("eye", {"head": 1.0}),
+    ("wrist", {"hand": 1.0}),
+    ("metacarpal", {"hand": 1.0}),
+    ("finger", {"hand": 1.0}),
+    ("lowerarm", {"lower arm": 1.0}),
+    ("upperarm01", {"upper arm": 0.6, "body": 0.4}),
+    ("upperarm", {"upper arm": 1.0}),
+    ("upperleg01", {"upper leg": 0.7, "body": 0.3}),
+    ("upperleg", {"upper leg": 1.0}),
+    ("lowerleg", {"lower leg": 1.0}),
+    ("foot", {"foot": 1.0}),
+    ("toe", {"foot": 1.0}),
+    ("root", {"body": 1.0}),
+    ("pelvis", {"body": 1.0}),
+    ("spine", {"body": 1.0}),
+    ("clavicle", {"body": 1.0}),
+    ("shoulder", {"body": 1.0}),
 )
 
 
-def bone_label(name: str) -> int:
-    """The index in `LABELS` of the body part that a bone of the body model moves."""
-    for prefix, label in BONE_LABELS:
+def bone_parts(name: str) -> Array:
+    """The share of each part of `LABELS` in what a bone of the body model moves: [8], sums to 1.
+
+    Raises:
+        ValueError: if the bone is unknown.
+    """
+    for prefix, shares in BONE_PARTS:
         if name.startswith(prefix):
-            return LABELS.index(label)
+            return np.array([shares.get(label, 0.0) for label in LABELS])
     raise ValueError(f"bone {name!r}: no body part is known for it.")
 
 
@@ -199,6 +206,10 @@ class Bodies(Dataset):
         self.surface = self.body.face.t().numpy().astype(np.int32)
         self.part_weights = part_weights(self.body)
         self.neighbor_mean = _neighbor_mean(self.surface)
+        template = self.body.template.double().numpy()
+        lengths = _edge_lengths(template, self.surface)
+        spacing = np.bincount(self.surface.ravel(), lengths.ravel()) / np.bincount(self.surface.ravel())
+        self.spacing = spacing / spacing.mean()
 
     def len(self) -> int:
         """How many samples."""
@@ -255,13 +266,12 @@ class Bodies(Dataset):
             Positions [V, 3], faces [F, 3] and the share of each body part in each vertex [V, 8].
         """
         target = round(self.faces * rng.uniform(0.85, 1.15))
-        corners = vertices[self.surface]
         # The simplifier's tolerances are absolute, so children and giants are brought to one size first.
-        scale = 0.024 / np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).mean()
+        scale = 0.024 / _edge_lengths(vertices, self.surface).mean()
         normals = _normals(vertices, self.surface)
-        rough = rng.uniform(0.0012, 0.0026)
+        rough = self.spacing * rng.uniform(0.0012, 0.0026)
         for _ in range(40):
-            points = (vertices * scale + normals * rng.normal(size=(len(vertices), 1)) * rough).astype(
+            points = (vertices * scale + normals * (rng.normal(size=len(vertices)) * rough)[:, None]).astype(
                 np.float32
             )
             _, _, collapses = fast_simplification.simplify(
@@ -317,7 +327,7 @@ class Skeleton:
 
     def trunk(self, angles: Angles) -> dict[str, Rotation]:
         """Rotations of the spine and the neck, shared evenly by their bones."""
-        turns = {}
+        turns: dict[str, Rotation] = {}
         for part, bones in (
             ("spine", ("spine05", "spine04", "spine03", "spine02", "spine01")),
             ("neck", ("neck01", "neck02", "neck03", "head")),
@@ -393,9 +403,7 @@ def random_angles(rng: np.random.Generator) -> tuple[Angles, Angles]:
 
 def part_weights(body: BodyModel) -> Array:
     """How much each vertex follows each body part: [V, 8], rows sum to 1."""
-    labels = [bone_label(name) for name in body.bone_names]
-    weights = body.weights.double().numpy()
-    return weights @ np.eye(len(LABELS))[labels]
+    return body.weights.double().numpy() @ np.stack([bone_parts(name) for name in body.bone_names])
 
 
 def is_closed_surface(pos: Array, face: Array) -> bool:
@@ -473,6 +481,12 @@ def _neighbor_mean(face: Array) -> csr_matrix:
     count = int(face.max()) + 1
     adjacency = csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
     return csr_matrix(adjacency.multiply(1 / adjacency.sum(axis=1)))
+
+
+def _edge_lengths(pos: Array, face: Array) -> Array:
+    """The lengths [F, 3] of the edges from each corner of a face to the next."""
+    corners = pos[face]
+    return np.asarray(np.linalg.norm(np.roll(corners, -1, axis=1) - corners, axis=2))
 
 
 def _normals(pos: Array, face: Array) -> Array:
