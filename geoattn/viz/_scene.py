@@ -139,7 +139,8 @@ def _per_element(
         )
     a, b, c = array[face].T
     # Three corners: either the last two agree, or the first is in every majority there can be.
-    return np.where(b == c, b, a) if field == "label" else (a + b + c) / 3
+    on_face: NDArray[np.float64] = np.where(b == c, b, a) if field == "label" else (a + b + c) / 3
+    return on_face
 
 
 def _whole_numbers(values: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 from geoattn._optional import require
 from geoattn.viz._scene import Names, Scene, Up, read_scene, write_whole
 
-# Above this many faces the corners of faces are shared, which needs a fifth of the bytes.
+# Above this many faces the corners of faces are shared, which needs a third of the bytes.
 _MAX_OWN_CORNERS = 150_000
 
 _COLOR_BAR = {"thickness": 14, "len": 0.6, "outlinewidth": 0}
@@ -42,10 +42,10 @@ def page(
 ) -> None:
     """Write a page to turn, zoom and query a mesh (or, without faces, a point cloud).
 
-    A click on a legend entry hides or shows its label, a double click shows it alone; hovering shows the name,
-    the number of the face (or point) and its score. The file holds everything it needs (5 MB of it is plotly.js)
-    and loads nothing. Above 150 000 faces, corners are shared between the faces of a label to keep the file
-    small, and hovering shows the name only.
+    A click on a legend entry hides or shows its label, a double click shows it alone; hovering shows the
+    name, the number of the face (or point) and its score. The file holds everything it needs (5 MB of it is
+    plotly.js) and loads nothing. Above 150 000 faces, corners are shared between the faces of a label to keep
+    the file small, and hovering shows the name only.
 
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
@@ -53,8 +53,8 @@ def page(
         path: The HTML file to write. Its folder must exist.
         label: Integer per face [F] or vertex [N] (per face if F = N). A face takes the majority of its
             corners, the first corner's if all differ. Negative is unlabelled and grey.
-        score: Scalar per face [F] or vertex [N], such as the probability of the label. With ``label`` it shows
-            on hover; alone it is drawn, with a colour bar.
+        score: Scalar per face [F] or vertex [N], such as the probability of the label. With ``label`` it
+            shows on hover; alone it is drawn, with a colour bar.
         names: Names of the labels, a sequence or a mapping from label to name.
         up: Up axis of the file. "auto" takes the axis of largest extent, but y, then z, if within 20 %.
         title: Heading, and name of the browser's tab.
@@ -116,7 +116,6 @@ def _add_faces(figure: Any, scene: Scene, member: NDArray[np.int64], name: str |
         **_legend_entry(name, share),
         **hover,
     )
-    plain = (scene.color[member] == scene.color[member[0]]).all()
     if name is None and scene.score is not None:
         trace.update(
             intensity=scene.score[member].astype(np.float32),
@@ -130,21 +129,11 @@ def _add_faces(figure: Any, scene: Scene, member: NDArray[np.int64], name: str |
     else:
         # plotly's lamp stands still and leaves the far side dark, so the shade is part of the colour.
         trace.lighting = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}
-        shade = _shade(scene, member)
-        if plain:
-            color = _css(scene.color[member[:1]])[0]
-            trace.update(
-                color=color,
-                hoverlabel={"bgcolor": color},
-                intensity=shade.astype(np.float32),
-                intensitymode="cell",
-                cmin=0,
-                cmax=1,
-                colorscale=[[0, "rgb(0,0,0)"], [1, color]],
-                showscale=False,
-            )
-        else:
-            trace.facecolor = _css(scene.color[member] * shade[:, None])
+        trace.facecolor = _css(scene.color[member] * _shade(scene, member)[:, None])
+        if name is not None:
+            # The legend's colour, and the hover box's.
+            trace.color = _css(scene.color[member[:1]])[0]
+            trace.hoverlabel.bgcolor = trace.color
     figure.add_trace(trace)
 
 
@@ -199,7 +188,8 @@ def _unit(scene: Scene) -> NDArray[np.float32]:
     used = scene.pos if scene.face is None else scene.pos[np.unique(scene.face)]
     low, high = used.min(0), used.max(0)
     half = max(float((high - low).max()) / 2, 1e-30)
-    return ((scene.pos - (low + high) / 2) / half).astype(np.float32)
+    unit: NDArray[np.float32] = ((scene.pos - (low + high) / 2) / half).astype(np.float32)
+    return unit
 
 
 def _legend_entry(name: str | None, share: float) -> dict[str, Any]:

@@ -44,9 +44,9 @@ def picture(
     """Draw a mesh (or, without faces, a point cloud) into a PNG: some views side by side, to one scale.
 
     The projection is parallel, the light comes from over the viewer's shoulder and falls on both sides of a
-    face, and every pixel shows the nearest face (a depth buffer), so large and intersecting triangles come out
-    right. A face narrower than a third of a pixel may be skipped. Names are set in DejaVu Sans, which has no
-    East Asian characters.
+    face, and every pixel shows the nearest face (a depth buffer), so large and intersecting triangles come
+    out right. A face narrower than a third of a pixel may be skipped. Names are set in DejaVu Sans, which
+    has no East Asian characters.
 
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
@@ -94,7 +94,8 @@ def picture(
 
 def _score_color(score: Array) -> Array:
     viridis = require("matplotlib.cm", "viz").ScalarMappable(cmap="viridis")
-    return viridis.to_rgba(score)[:, :3]
+    color: Array = viridis.to_rgba(score)[:, :3]
+    return color
 
 
 class _Sheet:
@@ -307,7 +308,8 @@ def _shade(normal: Array) -> Array:
     diffuse = (normal @ (light / np.linalg.norm(light))).clip(0)
     # Darker where the surface turns away, so that one limb stands out before another.
     rim = 0.8 + 0.2 * np.minimum(2.5 * normal[:, 2], 1)
-    return (0.52 + 0.48 * diffuse) * rim
+    shade: Array = (0.52 + 0.48 * diffuse) * rim
+    return shade
 
 
 def _point_radius(pos: Array) -> float:
@@ -317,7 +319,8 @@ def _point_radius(pos: Array) -> float:
     if len(pos) < 2:
         return 0.0
     asked = pos[:: max(len(pos) // 20000, 1)]
-    return 0.8 * float(np.median(cKDTree(pos).query(asked, k=min(6, len(pos)))[0][:, -1]))
+    distance = np.asarray(cKDTree(pos).query(asked, k=min(6, len(pos)))[0])
+    return 0.8 * float(np.median(distance[:, -1]))
 
 
 def _fill_triangles(nearest: NDArray[np.uint64], corner: Array) -> None:
