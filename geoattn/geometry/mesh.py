@@ -2,11 +2,11 @@
 
 A mesh is ``pos`` [V, 3], the positions of its vertices, and ``face`` [3, F], three vertex indices per face
 (PyTorch Geometric's layout). Every function takes any triangle soup: open or closed, manifold or not, with
-degenerate faces, vertices in no face, several components, mixed winding, no faces at all. Nothing returns NaN for
-finite positions; what a degenerate case returns instead is written at each function.
+degenerate faces, vertices in no face, several components, mixed winding, no faces at all. Nothing returns NaN
+for finite positions; what a degenerate case returns instead is written at each function.
 
-Functions of ``pos`` are differentiable in ``pos``, unless they say otherwise. Results are on the device of the
-arguments.
+Functions of ``pos`` are differentiable in ``pos``, unless they say otherwise. Results are on the device of
+the arguments.
 """
 
 from typing import NamedTuple
@@ -67,7 +67,7 @@ def check_mesh(pos: Tensor, face: Tensor) -> None:
         raise ValueError(f"face must be integer of shape [3, F], got {face.dtype} {list(face.shape)}{hint}")
     if face.numel() and (int(face.min()) < 0 or int(face.max()) >= pos.size(0)):
         raise ValueError(
-            f"face refers to vertices {int(face.min())}..{int(face.max())}, but pos has {pos.size(0)} vertices"
+            f"face has vertices {int(face.min())}..{int(face.max())}, but pos has only {pos.size(0)} of them"
         )
 
 
@@ -94,8 +94,8 @@ def _unit(vector: Tensor) -> Tensor:
 def face_normals(pos: Tensor, face: Tensor) -> Tensor:
     """Unit normals of the faces [F, 3], by the right-hand rule.
 
-    A degenerate face has the zero vector. Degenerate is a face whose doubled area is at most the rounding error of
-    its longest side squared.
+    A degenerate face has the zero vector. Degenerate is a face whose doubled area is at most the rounding
+    error of its longest side squared.
     """
     return _unit(_face_vectors(pos, face))
 
@@ -131,9 +131,9 @@ def vertex_areas(pos: Tensor, face: Tensor) -> Tensor:
 def edges(face: Tensor) -> EdgeTopology:
     """Undirected edges, numbered in order of first appearance.
 
-    The walk goes through the faces in order and in each face through (v0, v1), (v1, v2), (v2, v0): this is the
-    numbering of MeshCNN and of its published segmentations of edges. A face that repeats a vertex has an edge from
-    this vertex to itself, so that ``face_edge`` is always defined.
+    The walk goes through the faces in order and in each face through (v0, v1), (v1, v2), (v2, v0): this is
+    the numbering of MeshCNN and of its published segmentations of edges. A face that repeats a vertex has an
+    edge from this vertex to itself, so that ``face_edge`` is always defined.
 
     Args:
         face: [3, F] vertex indices.
@@ -171,7 +171,7 @@ def nonmanifold_edges(face: Tensor) -> Tensor:
 
 
 def _edge_sides(face: Tensor, topology: EdgeTopology) -> tuple[Tensor, Tensor]:
-    """The first two face sides on each edge as (face [2, E], corner [2, E]), corner being where the side starts.
+    """The first two face sides on each edge: their face [2, E] and the corner of it they start at [2, E].
 
     An edge with only one face has this face twice.
     """
@@ -185,11 +185,11 @@ def _edge_sides(face: Tensor, topology: EdgeTopology) -> tuple[Tensor, Tensor]:
 def dihedral_angles(pos: Tensor, face: Tensor) -> Tensor:
     """Signed angles between the normals of the two faces at each edge [E], in radians, in [-pi, pi].
 
-    0 is flat, positive is convex (a cube with outward normals: pi/2), negative is concave, seen from the side the
-    first face's normal points to. The inner angle between the faces is pi minus this. If the two faces are wound
-    inconsistently, the second is flipped first. At a boundary edge and beside a degenerate face the angle is 0; at
-    a non-manifold edge it is the angle between its first two faces in file order. Edges are in the order of
-    :func:`edges`.
+    0 is flat, positive is convex (a cube with outward normals: pi/2), negative is concave, seen from the side
+    the first face's normal points to. The inner angle between the faces is pi minus this. If the two faces
+    are wound inconsistently, the second is flipped first. At a boundary edge and beside a degenerate face the
+    angle is 0; at a non-manifold edge it is the angle between its first two faces in file order. Edges are in
+    the order of :func:`edges`.
     """
     return _dihedral(pos, face, *_edge_sides(face, edges(face)))
 
@@ -215,18 +215,19 @@ def _angle(sine: Tensor, cosine: Tensor) -> Tensor:
 def edge_features(pos: Tensor, face: Tensor) -> EdgeFeatures:
     """Dihedral angle, length, opposite angles and height ratios of each edge.
 
-    ``pi - abs(dihedral)``, ``opposite_angles`` and ``height_ratios`` are the five input features of MeshCNN (Hanocka
-    et al. 2019, section 3.1), except that MeshCNN's code adds 0.1 to the lengths it divides by and this does not. A
-    boundary edge has the values of its one face twice; a non-manifold edge those of its first two faces in file
-    order. In a degenerate face the opposite angle is 0 or pi and the height ratio 0; a ratio over a zero length is 0.
+    ``pi - abs(dihedral)``, ``opposite_angles`` and ``height_ratios`` are the five input features of MeshCNN
+    (Hanocka et al. 2019, section 3.1), except that MeshCNN's code adds 0.1 to the lengths it divides by and
+    this does not. A boundary edge has the values of its one face twice; a non-manifold edge those of its
+    first two faces in file order. In a degenerate face the opposite angle is 0 or pi and the height ratio 0;
+    a ratio over a zero length is 0.
 
     Args:
         pos: [V, 3] positions.
         face: [3, F] vertex indices.
 
     Returns:
-        ``EdgeFeatures(dihedral [E], length [E], opposite_angles [E, 2], height_ratios [E, 2])``, edges in the order of
-        :func:`edges`.
+        ``EdgeFeatures(dihedral [E], length [E], opposite_angles [E, 2], height_ratios [E, 2])``, edges in the
+        order of :func:`edges`.
     """
     topology = edges(face)
     side_face, side_corner = _edge_sides(face, topology)
@@ -252,7 +253,7 @@ def _sharing(member: Tensor, group: Tensor, size: int) -> Tensor:
     groups = int(group.max()) + 1 if group.numel() else 0
     ones = np.ones(member.numel(), dtype=np.int64)
     incidence = sparse.csr_matrix((ones, (member.cpu().numpy(), group.cpu().numpy())), shape=(size, groups))
-    pairs = (incidence @ incidence.T).tocsr()
+    pairs = sparse.csr_matrix(incidence @ incidence.T)
     pairs.sort_indices()
     row = np.repeat(np.arange(size), np.diff(pairs.indptr))
     index = torch.from_numpy(np.stack([row, pairs.indices.astype(np.int64)]))
@@ -283,7 +284,7 @@ def edge_adjacency(face: Tensor) -> Tensor:
 
 
 def vertex_adjacency(face: Tensor, num_nodes: int) -> Tensor:
-    """Vertices that share a face, as an ``edge_index`` [2, M] of both directions, sorted by row, then column."""
+    """Vertices that share an edge, as an ``edge_index`` [2, M] of both directions, sorted."""
     edge = edges(face).edge
     edge = edge[:, edge[0] != edge[1]]
     both = torch.cat([edge, edge.flip(0)], dim=1)
@@ -315,8 +316,8 @@ def sample_surface(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Independent points, uniform on the surface.
 
-    Differentiable in ``pos`` for the faces and barycentric coordinates drawn. If the whole surface has zero area, all
-    faces are equally likely.
+    Differentiable in ``pos`` for the faces and barycentric coordinates drawn. If the whole surface has zero
+    area, all faces are equally likely.
 
     Args:
         pos: [V, 3] positions.
@@ -347,12 +348,13 @@ def sample_surface(
 
 
 def simplify(pos: Tensor, face: Tensor, faces: int) -> tuple[Tensor, Tensor]:
-    """Fewer faces, by collapsing the edges of least quadric error (Garland and Heckbert 1997). Not differentiable.
+    """Fewer faces, by collapsing the edges of least quadric error (Garland and Heckbert 1997).
 
-    The work is done by ``fast_simplification``. The number of faces comes close to ``faces`` and may miss it on both
-    sides: a collapse removes two faces at once, and the faces it flattened are dropped afterwards; where a shape does
-    not allow further collapses, more stay. The new vertices are not a subset of the old ones and their order is
-    new; carry labels over by proximity. Vertices in no face are dropped.
+    Not differentiable. The work is done by ``fast_simplification``. The number of faces comes close to
+    ``faces`` and may miss it on both sides: a collapse removes two faces at once, and the faces it flattened
+    are dropped afterwards; where a shape does not allow further collapses, more stay. The new vertices are
+    not a subset of the old ones and their order is new; carry labels over by proximity. Vertices in no face
+    are dropped.
 
     Args:
         pos: [V, 3] positions.
@@ -360,8 +362,8 @@ def simplify(pos: Tensor, face: Tensor, faces: int) -> tuple[Tensor, Tensor]:
         faces: How many faces to aim for, at least 1.
 
     Returns:
-        ``pos`` [V', 3] and ``face`` [3, F'] with 1 <= F' < F, no face repeating a vertex, each vertex in a face; or
-        the two arguments themselves if F <= ``faces`` or if a simplification would leave no face.
+        ``pos`` [V', 3] and ``face`` [3, F'] with 1 <= F' < F, no face repeating a vertex, each vertex in a
+        face; or the two arguments themselves if F <= ``faces`` or if a simplification would leave no face.
 
     Raises:
         ValueError: If ``faces`` is less than 1, or the mesh is not one (see :func:`check_mesh`).
@@ -394,8 +396,8 @@ def simplify(pos: Tensor, face: Tensor, faces: int) -> tuple[Tensor, Tensor]:
 def normalize(pos: Tensor, face: Tensor) -> Tensor:
     """Positions [V, 3] moved to put the surface's centroid at the origin and scaled to total area 1.
 
-    A mesh of zero area (or without faces) has the mean of its vertices moved to the origin and the farthest vertex
-    scaled to distance 1; if all vertices coincide, nothing is scaled.
+    A mesh of zero area (or without faces) has the mean of its vertices moved to the origin and the farthest
+    vertex scaled to distance 1; if all vertices coincide, nothing is scaled.
     """
     area = face_areas(pos, face)
     total = area.sum()
