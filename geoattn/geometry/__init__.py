@@ -1,6 +1,7 @@
 """Meshes, spheres, bodies: mathematics without learning."""
 
 from geoattn.geometry.cache import cache_dir, cached, clear_cache
+from geoattn.geometry.descriptors import heat_descriptors, moment_descriptors
 from geoattn.geometry.geodesic import geodesic_distance
 from geoattn.geometry.mesh import (
     EdgeFeatures,
@@ -55,7 +56,9 @@ __all__ = [
     "face_normals",
     "face_vertex_adjacency",
     "geodesic_distance",
+    "heat_descriptors",
     "heat_kernel_signature",
+    "moment_descriptors",
     "laplacian",
     "nonmanifold_edges",
     "normalize",

@@ -1,0 +1,1 @@
+"""Where the operators run. `reference` is plain torch and defines the truth."""

@@ -1,0 +1,167 @@
+"""The meshes MeshCNN was trained on: human bodies, COSEG, SHREC-11."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_geometric.data import Data
+from tqdm import tqdm
+
+from geoattn.data.io import LoadError, load
+from geoattn.data.transforms import Element, element_corners
+from geoattn.geometry import edges
+
+HUMAN_LABELS = ("head", "hand", "lower arm", "upper arm", "body", "upper leg", "lower leg", "foot")
+
+
+class MeshCNNDataset(Dataset[Data]):
+    """A set in MeshCNN's layout (Hanocka et al. 2019), from its folder or its zip file.
+
+    Segmentation sets (``human_seg``, ``coseg_*``) have ``train/*.obj``, ``test/*.obj``, ``seg/*.eseg`` (a label
+    per edge, from 1, edges in order of first appearance) and ``sseg/*.seseg`` (a weight per edge and label).
+    Classification sets (``shrec_16``) have ``<class>/train/*.obj`` and ``<class>/test/*.obj``.
+
+    Each item is a `Data` with ``pos`` ``[V, 3]``, ``face`` ``[3, F]``, ``name`` and
+
+    - segmentation: ``y``, a label from 0 per element (faces and vertices: the label most of their edges have, the
+      smallest where equal), ``edge_y`` ``[E]`` and ``edge_soft`` ``[E, K]``, edges numbered as in `geoattn.geometry.edges`;
+    - classification: ``y`` ``[1]``.
+
+    Args:
+        path: The folder or the zip file.
+        split: ``"train"`` or ``"test"``, the authors' split.
+        element: What ``y`` labels in a segmentation set: ``"face"``, ``"vertex"`` or ``"edge"``.
+        transform: Applied to each item when it is read.
+
+    Attributes:
+        names: Names of the classes, where the set has any; otherwise their numbers.
+        whole: Whether one label is for a whole mesh (classification).
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        ValueError: If it does not hold such a set, or the split is unknown.
+        LoadError: If one of its files is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        element: Element = "face",
+        transform: Callable[[Data], Data] | None = None,
+    ) -> None:
+        if split not in ("train", "test"):
+            raise ValueError(f'split must be "train" or "test", got {split!r}')
+        self.transform = transform
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such folder or zip file")
+        if path.is_dir():
+            self._read(path, split, element)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            _extract(path, Path(folder))
+            self._read(Path(folder), split, element)
+
+    def _read(self, path: Path, split: str, element: Element) -> None:
+        roots = [root for root in (path, *sorted(path.iterdir())) if root.is_dir()]
+        for root in roots:
+            if (root / split).is_dir() and (root / "seg").is_dir():
+                self.whole = False
+                files = _meshes(root / split)
+                self._items = [
+                    _segmented(file, root, element) for file in tqdm(files, f"reading {root.name}", leave=False)
+                ]
+                count = self._items[0].edge_soft.size(1)
+                self.names = HUMAN_LABELS if count == len(HUMAN_LABELS) else tuple(str(i + 1) for i in range(count))
+                return
+            classes = [folder for folder in sorted(root.iterdir()) if (folder / split).is_dir()]
+            if classes:
+                self.whole = True
+                self.names = tuple(folder.name for folder in classes)
+                self._items = []
+                for label, folder in enumerate(tqdm(classes, f"reading {root.name}", leave=False)):
+                    for file in _meshes(folder / split):
+                        data = _mesh(file)
+                        data.y = torch.tensor([label])
+                        self._items.append(data)
+                return
+        raise ValueError(
+            f"{path}: expected {split}/*.obj with seg/*.eseg beside it, or <class>/{split}/*.obj; found neither"
+        )
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Data:
+        data = self._items[index]
+        return data if self.transform is None else self.transform(data)
+
+
+def _extract(path: Path, folder: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: expected a folder or a zip file")
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{path}: {name!r} would be written outside the folder it is extracted to")
+        archive.extractall(folder)
+
+
+def _meshes(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.obj"))
+    if not files:
+        raise ValueError(f"{folder}: no .obj file")
+    return files
+
+
+def _mesh(file: Path) -> Data:
+    data = load(file)
+    if data.face is None:
+        raise LoadError(f"{file}: no faces")
+    return Data(pos=data.pos, face=data.face, name=file.stem)
+
+
+def _segmented(file: Path, root: Path, element: Element) -> Data:
+    data = _mesh(file)
+    topology = edges(data.face)
+    count = topology.edge.size(1)
+    hard = _numbers(root / "seg" / f"{file.stem}.eseg", count).view(-1)
+    data.edge_soft = _numbers(root / "sseg" / f"{file.stem}.seseg", count).float()
+    data.edge_y = hard.long() - 1
+    classes = data.edge_soft.size(1)
+    if int(data.edge_y.min()) < 0 or int(data.edge_y.max()) >= classes:
+        raise LoadError(f"{root / 'seg' / file.stem}.eseg: labels must be 1 to {classes}")
+
+    if element == "edge":
+        data.y = data.edge_y
+    elif element == "face":
+        data.y = _majority(data.edge_y[topology.face_edge], classes)
+    else:
+        corners = element_corners(data.face, data.pos.size(0), "edge")
+        votes = torch.zeros(data.pos.size(0), classes)
+        vote = torch.nn.functional.one_hot(data.edge_y, classes).float()
+        data.y = votes.index_add(0, corners.flatten(), vote.repeat(2, 1)).argmax(1)
+    return data
+
+
+def _majority(labels: Tensor, classes: int) -> Tensor:
+    """The most frequent of each column's labels, the smallest where several are."""
+    return torch.nn.functional.one_hot(labels, classes).sum(0).argmax(1)
+
+
+def _numbers(file: Path, count: int) -> Tensor:
+    try:
+        values = np.loadtxt(file, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{file}: {error}") from error
+    if len(values) != count:
+        raise LoadError(f"{file}: {len(values)} lines for the {count} edges of the mesh")
+    return torch.from_numpy(values)

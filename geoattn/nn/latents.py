@@ -1,0 +1,90 @@
+"""Global attention through a few latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from geoattn.ops import attend
+from geoattn.patterns import Windows
+
+
+class CrossAttention(nn.Module):
+    """Multi-head dot-product attention of one set on another (Vaswani et al. 2017), ragged over samples.
+
+    Args:
+        channels: Features of queries and keys.
+        heads: Number of heads; divides ``channels``.
+
+    Shapes:
+        ``x`` ``[N, channels]``, ``source`` ``[M, channels]``, ``weight`` ``[M]``; output ``[N, channels]``.
+    """
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads must divide channels, got {heads} and {channels}")
+        self.heads = heads
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, source: Tensor, pattern: Windows, weight: Tensor | None = None) -> Tensor:
+        """Attend from ``x`` to ``source``; ``weight`` is `attend`'s ``key_weight``."""
+        query = self.query(x).view(x.size(0), self.heads, -1)
+        key, value = self.key_value(source).view(source.size(0), 2, self.heads, -1).unbind(1)
+        return self.out(attend(query, key, value, pattern, key_weight=weight).flatten(1))
+
+
+def feed_forward(channels: int, expansion: int, dropout: float) -> nn.Sequential:
+    """The transformer's two-layer perceptron, normalised first."""
+    return nn.Sequential(
+        nn.LayerNorm(channels),
+        nn.Linear(channels, expansion * channels),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(expansion * channels, channels),
+    )
+
+
+class LatentAttention(nn.Module):
+    """All elements of a sample exchange what they know through its latents, at a cost linear in their number.
+
+    Latents read from the elements, weighted by area so that a finer mesh of the same surface says the same;
+    they attend to each other; the elements read from them. The read-process scheme of Perceiver (Jaegle et al. 2021) and
+    the induced set attention of Lee et al. 2019, with normalisation first and residuals.
+
+    Args:
+        channels: Features of elements and latents.
+        heads: Number of heads.
+        expansion: Width of the latents' perceptron over ``channels``.
+        dropout: In the perceptron, in training.
+
+    Shapes:
+        ``x`` ``[N, channels]``, ``latents`` ``[B * L, channels]``, ``weight`` ``[N]``, ``batch`` ``[N]`` ascending;
+        outputs as ``x`` and ``latents``.
+    """
+
+    def __init__(self, channels: int, heads: int = 4, expansion: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm_x = nn.LayerNorm(channels)
+        self.norm_read = nn.LayerNorm(channels)
+        self.norm_mix = nn.LayerNorm(channels)
+        self.norm_write = nn.LayerNorm(channels)
+        self.read = CrossAttention(channels, heads)
+        self.mix = CrossAttention(channels, heads)
+        self.write = CrossAttention(channels, heads)
+        self.perceptron = feed_forward(channels, expansion, dropout)
+
+    def forward(self, x: Tensor, latents: Tensor, weight: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """One exchange."""
+        samples = int(batch[-1]) + 1
+        of_latent = torch.arange(samples, device=x.device).repeat_interleave(latents.size(0) // samples)
+        reading = Windows.from_batch(of_latent, batch, samples)
+        seen = self.norm_x(x)
+        latents = latents + self.read(self.norm_read(latents), seen, reading, weight)
+        own = self.norm_mix(latents)
+        latents = latents + self.mix(own, own, Windows(reading.query_ptr))
+        latents = latents + self.perceptron(latents)
+        writing = Windows(reading.key_ptr, reading.query_ptr)
+        return x + self.write(seen, self.norm_write(latents), writing), latents
