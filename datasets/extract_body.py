@@ -59,9 +59,7 @@ def decimate(
     corners = vertices[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(normals, axis=1, keepdims=True)
-    planes = np.concatenate([normals, -(normals * corners[:, 0]).sum(1, keepdims=True)], 1) / np.maximum(
-        area, 1e-12
-    )
+    planes = np.concatenate([normals, -(normals * corners[:, 0]).sum(1, keepdims=True)], 1) / np.maximum(area, 1e-12)
     quadrics = np.zeros((len(vertices), 4, 4))
     weights = np.zeros(len(vertices))
     for k in range(3):
@@ -164,9 +162,7 @@ def main() -> None:
             torch.full((1, 6), 0.5, dtype=torch.float64), torch.zeros(1, 0), torch.zeros(1, 0)
         )
     )[0].numpy()
-    kept, faces = decimate(
-        rest, model.faces.numpy(), cavity_vertices(model.template_vertices.numpy()), VERTICES
-    )
+    kept, faces = decimate(rest, model.faces.numpy(), cavity_vertices(model.template_vertices.numpy()), VERTICES)
     blendshapes, unit = fixed_point(model.blendshapes.numpy()[:, kept])
 
     def single(tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -118,9 +118,7 @@ class BodyModel(nn.Module):
         """
         phenotype = self._phenotype_tensor(phenotype)
         if pose is None:
-            pose = torch.eye(4, dtype=phenotype.dtype, device=phenotype.device).expand(
-                1, len(self.parents), 4, 4
-            )
+            pose = torch.eye(4, dtype=phenotype.dtype, device=phenotype.device).expand(1, len(self.parents), 4, 4)
         if pose.shape[1:] != (len(self.parents), 4, 4):
             raise ValueError(f"pose: expected [B, {len(self.parents)}, 4, 4], got {list(pose.shape)}.")
         if len(pose) != len(phenotype) and 1 not in (len(pose), len(phenotype)):
@@ -156,9 +154,7 @@ class BodyModel(nn.Module):
             if unknown:
                 raise ValueError(f"phenotype: unknown {unknown}; known are {self.phenotypes}.")
             values = [
-                torch.as_tensor(
-                    phenotype.get(name, 0.5), dtype=self.template.dtype, device=self.template.device
-                )
+                torch.as_tensor(phenotype.get(name, 0.5), dtype=self.template.dtype, device=self.template.device)
                 for name in self.phenotypes
             ]
             phenotype = torch.stack(torch.broadcast_tensors(*(value.reshape(-1) for value in values)), dim=1)

@@ -69,15 +69,10 @@ def test_parts_are_in_the_order_of_the_body(bodies):
     """In the standing reference pose heads are above bodies above upper legs above lower legs above feet."""
     labels = bodies.part_weights.argmax(1)
     height = bodies.body({}).vertices[0, :, 2].numpy()
-    means = [
-        height[labels == LABELS.index(part)].mean()
-        for part in ("head", "body", "upper leg", "lower leg", "foot")
-    ]
+    means = [height[labels == LABELS.index(part)].mean() for part in ("head", "body", "upper leg", "lower leg", "foot")]
     assert means == sorted(means, reverse=True)
     sideways = np.abs(bodies.body({}).vertices[0, :, 0].numpy())
-    means = [
-        sideways[labels == LABELS.index(part)].mean() for part in ("body", "upper arm", "lower arm", "hand")
-    ]
+    means = [sideways[labels == LABELS.index(part)].mean() for part in ("body", "upper arm", "lower arm", "hand")]
     assert means == sorted(means)
 
 
@@ -113,9 +108,7 @@ def test_joint_angles_mean_what_they_say():
     at = skeleton.index
 
     def joints(**angles):
-        given = dict.fromkeys(RELAXED, 0.0) | {
-            name.replace("_", " "): value for name, value in angles.items()
-        }
+        given = dict.fromkeys(RELAXED, 0.0) | {name.replace("_", " "): value for name, value in angles.items()}
         return body({}, torch.from_numpy(skeleton.pose(given, given)).float()[None]).joints[0]
 
     def direction(pose, start, end):

@@ -21,9 +21,7 @@ def random_input(model: BodyModel, count: int, angle: float = 1.5) -> tuple[torc
     turns = Rotation.from_rotvec((axes / axes.norm(dim=1, keepdim=True) * angles).numpy()).as_matrix()
     pose = torch.eye(4, dtype=torch.float64).repeat(count, len(model.parents), 1, 1)
     pose[..., :3, :3] = torch.from_numpy(turns).view(count, -1, 3, 3)
-    pose[..., :3, 3] = 0.1 * torch.randn(
-        count, len(model.parents), 3, generator=generator, dtype=torch.float64
-    )
+    pose[..., :3, 3] = 0.1 * torch.randn(count, len(model.parents), 3, generator=generator, dtype=torch.float64)
     return phenotype, pose
 
 

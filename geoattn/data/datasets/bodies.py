@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch_geometric.data import Data, Dataset
 
@@ -176,7 +177,8 @@ THICKNESS = np.array([0.025, 0.004, 0.012, 0.018, 0.025, 0.02, 0.025, 0.012])
 class Bodies(Dataset):
     """Random labelled human meshes, a new one for each index.
 
-    Sample `i` depends only on `seed`, `faces` and `i`. Give training and validation different seeds.
+    Sample `i` depends only on `seed`, `faces` and `i` (to the bit on one machine). Give training and validation
+    different seeds.
 
     Args:
         count: how many samples.
@@ -207,6 +209,7 @@ class Bodies(Dataset):
         self.skeleton = Skeleton(self.body)
         self.surface = self.body.face.t().numpy().astype(np.int32)
         self.part_weights = part_weights(self.body)
+        self.parts = self.part_weights.argmax(1)
         self.neighbor_mean = _neighbor_mean(self.surface)
         template = self.body.template.double().numpy()
         lengths = _edge_lengths(template, self.surface)
@@ -220,10 +223,13 @@ class Bodies(Dataset):
     def get(self, idx: int) -> Data:
         """Make sample `idx`."""
         rng = np.random.default_rng([self.seed, idx])
-        phenotype = torch.from_numpy(random_phenotype(rng)).float()
-        pose = torch.from_numpy(self.skeleton.pose(*random_angles(rng))).float()
-        with torch.no_grad():
-            vertices = self.body(phenotype[None], pose[None]).vertices[0].double().numpy()
+        phenotype = torch.from_numpy(random_phenotype(rng)).float()[None]
+        for _ in range(8):
+            pose = torch.from_numpy(self.skeleton.pose(*random_angles(rng))).float()[None]
+            with torch.no_grad():
+                vertices = self.body(phenotype, pose).vertices[0].double().numpy()
+            if self._buried(vertices) < 0.03:
+                break
         vertices = self._dress(self._smooth(vertices, rng), rng)
         pos, face, parts = self._simplify(vertices, rng)
         y = parts[face].sum(1).argmax(1)
@@ -233,12 +239,19 @@ class Bodies(Dataset):
             y=torch.from_numpy(y),
         )
 
+    def _buried(self, vertices: Array) -> float:
+        """The share of the forearms and hands that is over a centimetre inside head, body or thighs."""
+        normals = _normals(vertices, self.surface)
+        core = np.flatnonzero(np.isin(self.parts, [LABELS.index(p) for p in ("head", "body", "upper leg")]))
+        ends = np.flatnonzero(np.isin(self.parts, [LABELS.index(p) for p in ("hand", "lower arm")]))
+        _, nearest = cKDTree(vertices[core]).query(vertices[ends])
+        height = ((vertices[ends] - vertices[core][nearest]) * normals[core][nearest]).sum(1)
+        return float((height < -0.01).mean())
+
     def _smooth(self, vertices: Array, rng: np.random.Generator) -> Array:
         """Sometimes blur the hands into mittens, the face, and everything a little, as scans do."""
-        hand, head = (
-            self.part_weights[:, [LABELS.index("hand")]],
-            self.part_weights[:, [LABELS.index("head")]],
-        )
+        hand = self.part_weights[:, [LABELS.index("hand")]]
+        head = self.part_weights[:, [LABELS.index("head")]]
         for amount, chance, most in ((hand, 0.5, 25), (head, 0.8, 12), (1.0, 0.5, 3)):
             steps = rng.integers(1, most + 1) if rng.random() < chance else 0
             for _ in range(steps):
@@ -253,8 +266,7 @@ class Bodies(Dataset):
         # Waves as high as a fold of cloth on the trunk would swallow a finger.
         calm = 1 - 0.9 * self.part_weights[:, LABELS.index("hand")]
         return (
-            vertices
-            + _normals(vertices, self.surface) * (thickness + heights * calm * rng.uniform(0, 0.003))[:, None]
+            vertices + _normals(vertices, self.surface) * (thickness + heights * calm * rng.uniform(0, 0.003))[:, None]
         )
 
     def _simplify(self, vertices: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -275,9 +287,7 @@ class Bodies(Dataset):
         # Less roughness where vertices are dense, lest the head and the hands attract the triangles.
         rough = self.spacing**2 * rng.uniform(0.0012, 0.0026)
         for _ in range(40):
-            points = (vertices * scale + normals * (rng.normal(size=len(vertices)) * rough)[:, None]).astype(
-                np.float32
-            )
+            points = (vertices * scale + normals * (rng.normal(size=len(vertices)) * rough)[:, None]).astype(np.float32)
             _, _, collapses = fast_simplification.simplify(
                 points, self.surface, target_count=target, agg=3, return_collapses=True
             )
@@ -306,15 +316,11 @@ class Skeleton:
         self.elbow_bend = np.degrees(np.arccos(self.upper_arm @ self.forearm))
         self.finger_axis = _unit(
             sum(
-                np.cross(
-                    at[f"finger{k}-2.L"] - at[f"finger{k}-1.L"], at[f"finger{k}-3.L"] - at[f"finger{k}-2.L"]
-                )
+                np.cross(at[f"finger{k}-2.L"] - at[f"finger{k}-1.L"], at[f"finger{k}-3.L"] - at[f"finger{k}-2.L"])
                 for k in range(2, 6)
             )
         )
-        self.thumb_axis = _unit(
-            np.cross(at["finger1-2.L"] - at["finger1-1.L"], at["finger1-3.L"] - at["finger1-2.L"])
-        )
+        self.thumb_axis = _unit(np.cross(at["finger1-2.L"] - at["finger1-1.L"], at["finger1-3.L"] - at["finger1-2.L"]))
         self.palm_axis = _unit(np.cross(self.finger_axis, self.forearm))
 
     def pose(self, left: Angles, right: Angles) -> Array:
@@ -372,9 +378,7 @@ class Skeleton:
 def random_phenotype(rng: np.random.Generator) -> Array:
     """Six phenotypes in the order of `BodyModel.phenotypes`: mostly adults, some children and old people."""
     gender = abs(float(rng.random() < 0.5) - rng.beta(1, 5))
-    low, high = [(0.55, 0.85), (0.85, 1.0), (0.25, 0.55), (0.0, 0.25)][
-        rng.choice(4, p=[0.74, 0.12, 0.11, 0.03])
-    ]
+    low, high = [(0.55, 0.85), (0.85, 1.0), (0.25, 0.55), (0.0, 0.25)][rng.choice(4, p=[0.74, 0.12, 0.11, 0.03])]
     muscle, weight = rng.beta(1.6, 1.6, size=2)
     height, proportions = np.clip(rng.normal(0.5, [0.18, 0.3]), 0, 1)
     return np.array([gender, rng.uniform(low, high), muscle, weight, height, proportions])
@@ -390,11 +394,7 @@ def random_angles(rng: np.random.Generator) -> tuple[Angles, Angles]:
         ranges = dict(RELAXED)
         for family, of_arms in ((arms, True), (legs, False)):
             chosen = FAMILIES[family][side] or FAMILIES[family][1]
-            ranges |= {
-                name: limits
-                for name, limits in chosen.items()
-                if name in RELAXED and _of_arm(name) == of_arms
-            }
+            ranges |= {name: limits for name, limits in chosen.items() if name in RELAXED and _of_arm(name) == of_arms}
         sides.append({name: rng.uniform(*limits) for name, limits in ranges.items()})
     one, other = sides
     for of_arms, family in ((True, arms), (False, legs)):
@@ -498,7 +498,5 @@ def _normals(pos: Array, face: Array) -> Array:
     """Unit vertex normals [V, 3], weighted by area."""
     corners = pos[face]
     across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = np.stack(
-        [np.bincount(face.ravel(), np.repeat(across[:, k], 3), len(pos)) for k in range(3)], axis=1
-    )
+    total = np.stack([np.bincount(face.ravel(), np.repeat(across[:, k], 3), len(pos)) for k in range(3)], axis=1)
     return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
