@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def geodesic_distance(
-    pos: Tensor, face: Tensor, source: Tensor, method: Literal["heat", "edge"] = "heat"
-) -> Tensor:
+def geodesic_distance(pos: Tensor, face: Tensor, source: Tensor, method: Literal["heat", "edge"] = "heat") -> Tensor:
     """Distance along the surface from each source vertex to every vertex.
 
     ``"heat"`` is the heat method (Crane, Weischedel and Wardetzky 2013) on a robust Laplacian, by

@@ -59,9 +59,7 @@ def check_mesh(pos: Tensor, face: Tensor) -> None:
         raise ValueError(f"pos must be floating point of shape [V, 3], got {pos.dtype} {list(pos.shape)}")
     if not torch.isfinite(pos).all():
         first = int((~torch.isfinite(pos)).any(dim=1).nonzero()[0])
-        raise ValueError(
-            f"pos[{first}] is {pos[first].tolist()}; remove or repair vertices that are not finite"
-        )
+        raise ValueError(f"pos[{first}] is {pos[first].tolist()}; remove or repair vertices that are not finite")
     if face.dim() != 2 or face.size(0) != 3 or face.is_floating_point():
         hint = " (pass face.t())" if face.dim() == 2 and face.size(1) == 3 else ""
         raise ValueError(f"face must be integer of shape [3, F], got {face.dtype} {list(face.shape)}{hint}")
@@ -75,9 +73,7 @@ def _face_vectors(pos: Tensor, face: Tensor) -> Tensor:
     """Cross product of two sides of each face [F, 3]: twice the area times the normal; 0 if degenerate."""
     a, b, c = pos[face[0]], pos[face[1]], pos[face[2]]
     cross = torch.linalg.cross(b - a, c - a)
-    longest = torch.stack(
-        [(b - a).square().sum(-1), (c - b).square().sum(-1), (a - c).square().sum(-1)]
-    ).amax(0)
+    longest = torch.stack([(b - a).square().sum(-1), (c - b).square().sum(-1), (a - c).square().sum(-1)]).amax(0)
     degenerate = cross.norm(dim=-1) <= torch.finfo(pos.dtype).eps * longest
     return torch.where(degenerate[:, None], torch.zeros_like(cross), cross)
 

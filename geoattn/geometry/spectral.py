@@ -27,15 +27,17 @@ _SLIVER = 1e-5
 _LEAST_MASS = 1e-8
 
 
-def laplacian(
-    pos: Tensor, face: Tensor | None, robust: bool | None = None
-) -> tuple[sparse.csr_matrix, Tensor]:
+def laplacian(pos: Tensor, face: Tensor | None, robust: bool | None = None) -> tuple[sparse.csr_matrix, Tensor]:
     """Cotangent Laplacian (weak form, positive semi-definite) and lumped mass matrix of a surface.
 
     Clean meshes have the plain cotangent weights (Pinkall and Polthier 1993) and barycentric vertex areas.
     Others, with edges of more than two faces, repeated vertices in a face or slivers (height below 1e-5 of
     the longest side), go through ``robust_laplacian`` (Sharp and Crane 2020, A Laplacian for Nonmanifold
     Triangle Meshes), as do point clouds. Orientation does not matter.
+
+    In a point cloud, coinciding points share one point's area and are tied together, with the weight of an edge
+    1e-5 long; a cloud with points that span no triangle with their neighbors (on one line, say) is first
+    jittered by 1e-5 or, if need be, 1e-3 of its extent.
 
     Args:
         pos: [V, 3] positions.
@@ -119,20 +121,42 @@ def _robust_laplacian(points: Array, triangles: Array) -> tuple[sparse.csr_matri
 
 
 def _point_laplacian(points: Array) -> tuple[sparse.csr_matrix, Array] | None:
+    """Through ``robust_laplacian``, which must see each point once."""
+    import numpy as np
+    from scipy import sparse
+
+    distinct, first, index, count = np.unique(
+        points, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    found = _distinct_point_laplacian(distinct)
+    if found is None:
+        return None
+    matrix, mass = found
+    index = index.reshape(-1)
+    place = sparse.eye(len(points), format="csc")[:, first]
+    tie = sparse.eye(len(points), format="csr") - place[:, index].T
+    weight = matrix.diagonal()[index] / _SLIVER
+    matrix = place @ matrix @ place.T + tie.T @ sparse.diags(weight) @ tie
+    return matrix.tocsr(), (mass / count)[index]
+
+
+def _distinct_point_laplacian(points: Array) -> tuple[sparse.csr_matrix, Array] | None:
     import numpy as np
     import robust_laplacian
 
-    extent = np.ptp(points, axis=0).max(initial=0) if len(points) else 0
-    if len(points) < 3 or extent == 0:
+    if len(points) < 3:
         return None
     neighbors = min(30, len(points) - 1)
-    try:
-        matrix, mass = robust_laplacian.point_cloud_laplacian(points, n_neighbors=neighbors)
-    except RuntimeError:
-        # Some point and all its neighbors lie on one line or coincide, and span no triangle: make them.
-        jitter = np.random.default_rng(0).uniform(-1, 1, points.shape) * _SLIVER * extent
-        matrix, mass = robust_laplacian.point_cloud_laplacian(points + jitter, n_neighbors=neighbors)
-    return matrix.tocsr(), mass.diagonal()
+    extent = np.ptp(points, axis=0).max()
+    noise = np.random.default_rng(0).uniform(-extent, extent, points.shape)
+    # It fails if some point and all its neighbors lie on one line and span no triangle.
+    for jitter in (0.0, 1e-5, 1e-3):
+        try:
+            matrix, mass = robust_laplacian.point_cloud_laplacian(points + jitter * noise, n_neighbors=neighbors)
+        except RuntimeError:
+            continue
+        return matrix.tocsr(), mass.diagonal()
+    return None
 
 
 def eigenbasis(pos: Tensor, face: Tensor | None, k: int, robust: bool | None = None) -> tuple[Tensor, Tensor]:
@@ -229,13 +253,10 @@ def _component_modes(L: sparse.csr_matrix, mass: Array, k: int) -> tuple[Array, 
     root = np.sqrt(mass)
 
     def dense() -> tuple[Array, Array]:
-        theta, phi = linalg.eigh(np.diag(mass), shifted.toarray(), subset_by_index=(size - k - 1, size - 1))
-        return theta, phi / np.sqrt((mass[:, None] * phi**2).sum(0))
+        return linalg.eigh(np.diag(mass), shifted.toarray(), subset_by_index=(size - k - 1, size - 1))
 
     def lanczos() -> tuple[Array, Array]:
-        solve = splu(
-            shifted, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-        ).solve
+        solve = splu(shifted, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}).solve
         inverse = LinearOperator((size, size), matvec=lambda x: root * solve(root * x.ravel()), dtype=float)
         start = np.random.default_rng(0).standard_normal(size)
         theta, phi = eigsh(inverse, k + 1, which="LA", v0=start)
@@ -250,7 +271,9 @@ def _component_modes(L: sparse.csr_matrix, mass: Array, k: int) -> tuple[Array, 
         except ArpackError:
             theta, phi = dense()
     order = np.argsort(-theta)[1:]
-    return np.maximum(1 / theta[order] - shift, 0), phi[:, order]
+    # Slivers blur the orthogonality of the stiffest modes; this restores it and keeps the smoothest.
+    q, _ = np.linalg.qr(np.column_stack([root, root[:, None] * phi[:, order]]))
+    return np.maximum(1 / theta[order] - shift, 0), q[:, 1:] / root[:, None]
 
 
 def _nonzero(eigenvalues: Tensor) -> Tensor:
@@ -260,11 +283,10 @@ def _nonzero(eigenvalues: Tensor) -> Tensor:
 def heat_kernel_signature(
     eigenvalues: Tensor, eigenvectors: Tensor, times: Tensor | None = None, count: int = 16
 ) -> Tensor:
-    """Heat kernel signature ``sum_i exp(-lambda_i t) phi_i(x)^2`` (Sun, Ovsjanikov and Guibas 2009, equation
-    4).
+    """Heat kernel signature ``sum_i exp(-lambda_i t) phi_i(x)^2`` (Sun, Ovsjanikov and Guibas 2009).
 
     A time t sees a neighborhood of radius about ``sqrt(t)``, so times scale as areas: normalize the mesh
-    first to compare shapes of different size. The default times follow the paper (section 5): spaced evenly
+    first to compare shapes of different size. The default times follow the paper: spaced evenly
     on a logarithmic scale from ``4 ln 10 / lambda_max`` to ``4 ln 10 / lambda_2``, taken from the eigenvalues
     given; such times adapt to the size of the shape, and the values are then in units of 1 / area.
 
@@ -291,7 +313,7 @@ def biharmonic_embedding(eigenvalues: Tensor, eigenvectors: Tensor, dim: int) ->
     """Coordinates whose Euclidean distance approximates the biharmonic distance on the surface.
 
     Column i is ``phi_i / lambda_i`` over the non-zero eigenvalues, smallest first (Lipman, Rustamov and
-    Funkhouser 2010, equation 4). Zero eigenvalues, one per component, are left out, so the distance between
+    Funkhouser 2010). Zero eigenvalues (below 1e-8 of the largest), one per component, are left out, so the distance between
     points of different components means nothing. Distances have the unit of area.
 
     Args:
