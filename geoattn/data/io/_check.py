@@ -90,9 +90,7 @@ def fan(lengths: Array) -> tuple[Array, Array]:
 
     """
     if lengths.size and lengths.min() < 3:
-        raise ValueError(
-            f"face {int(lengths.argmin())} has {int(lengths.min())} corners; at least 3 are needed"
-        )
+        raise ValueError(f"face {int(lengths.argmin())} has {int(lengths.min())} corners; at least 3 are needed")
     polygon = np.repeat(np.arange(len(lengths)), lengths - 2)
     first = np.cumsum(lengths) - lengths
     step = np.arange(len(polygon)) - np.repeat(np.cumsum(lengths - 2) - (lengths - 2), lengths - 2)
@@ -132,16 +130,16 @@ def concatenate(parts: Sequence[Arrays], names: Sequence[str]) -> Arrays:
     start = np.cumsum([0] + [len(part["pos"]) for part in parts])
     joined: Arrays = {"pos": np.concatenate([part["pos"] for part in parts])}
     for key in ("color", "normal", "uv", "label", "scalar"):
-        values = [part.get(key) for part in parts]
-        if all(value is not None for value in values) and len({np.shape(value)[1:] for value in values}) == 1:
+        values: list[Array] = [part[key] for part in parts if part.get(key) is not None]
+        if len(values) == len(parts) and len({value.shape[1:] for value in values}) == 1:
             joined[key] = np.concatenate(values)
+            if key in ("label", "scalar"):
+                joined[f"{key}_on"] = "vertex"
     if meshes:
         # Checked here, because an index out of its own part could fall into another.
         for part, name in zip(parts, names, strict=True):
             check_face(part["face"], len(part["pos"]), f" of part {name!r}")
-        joined["face"] = np.concatenate(
-            [part["face"] + first for part, first in zip(parts, start, strict=False)]
-        )
+        joined["face"] = np.concatenate([part["face"] + first for part, first in zip(parts, start, strict=False)])
     if len(parts) > 1:
         size = [len(part["face"] if meshes else part["pos"]) for part in parts]
         joined["part"] = np.repeat(np.arange(len(parts)), size)

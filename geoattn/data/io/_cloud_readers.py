@@ -1,6 +1,8 @@
 """Readers of npz, xyz, las, laz and pcd."""
 
 import struct
+import subprocess
+import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..._optional import require
-from ._check import Array, Arrays, check_zip, unit_color
+from ._check import Array, Arrays, check_zip, unpacked_limit
 
 
 def read_npz(path: Path) -> Arrays:
@@ -71,9 +73,7 @@ def read_xyz(path: Path) -> Arrays:
         raise ValueError("the content is not text")
     rows = np.loadtxt(text.replace(",", " ").splitlines(), comments=("#", "//"), dtype=np.float64, ndmin=2)
     if rows.shape[1] < 3:
-        raise ValueError(
-            f"{rows.shape[1]} columns, expected at least x, y, z" if rows.size else "no vertices"
-        )
+        raise ValueError(f"{rows.shape[1]} columns, expected at least x, y, z" if rows.size else "no vertices")
     arrays: Arrays = {"pos": rows[:, :3]}
     rest = rows[:, 3:]
     if rest.shape[1] >= 3 and _is_color(rest[:, :3]):
@@ -89,9 +89,6 @@ def _is_color(values: Array) -> bool:
     return bool(((values >= 0) & (values <= 255) & (values == np.trunc(values))).all())
 
 
-_MAX_LAZ_RATIO = 1000
-
-
 def read_las(path: Path) -> Arrays:
     """LAS and LAZ through laspy (LAZ needs a backend: ``pip install lazrs``).
 
@@ -103,6 +100,7 @@ def read_las(path: Path) -> Arrays:
     points = _check_las(raw)
     if raw[104] & 0xC0:
         require("lazrs", "laz")
+        raw = _in_child(_UNPACK_LAZ, raw)
     las = laspy.read(BytesIO(raw))
     if len(las.points) != points:
         raise ValueError(f"{len(las.points)} of {points} points were read")
@@ -140,10 +138,45 @@ def _check_las(raw: bytes) -> int:
     if not header_size + 54 * records <= offset <= len(raw):
         raise ValueError("it announces more records than it holds")
     compressed = bool(raw[104] & 0xC0)
-    available = (len(raw) - offset) * (_MAX_LAZ_RATIO if compressed else 1)
+    available = unpacked_limit(len(raw)) if compressed else len(raw) - offset
     if points * record > available or (points and not record):
         raise ValueError(f"it announces {points} points of {record} bytes, {len(raw) - offset} bytes follow")
     return points
+
+
+_UNPACK_LAZ = """
+import io, sys, laspy
+las = laspy.read(io.BytesIO(sys.stdin.buffer.read()))
+unpacked = io.BytesIO()
+las.write(unpacked, do_compress=False)
+sys.stdout.buffer.write(unpacked.getvalue())
+"""
+
+_READ_PCD = """
+import io, os, sys, numpy, open3d
+result = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # open3d logs to the standard output
+cloud = open3d.io.read_point_cloud(sys.argv[1], format="pcd")
+arrays = {key: numpy.asarray(getattr(cloud, key)) for key in ("points", "colors", "normals")}
+packed = io.BytesIO()
+numpy.savez(packed, **arrays)
+result.write(packed.getvalue())
+result.close()
+"""
+
+
+def _in_child(script: str, raw: bytes, *arguments: str) -> bytes:
+    """Run a native parser in a process of its own, because a damaged file can make it crash.
+
+    Found by fuzzing: lazrs 0.8 aborts on large sizes in its chunk table, open3d 0.20 reads beyond its arrays.
+    """
+    command = [sys.executable, "-c", script, *arguments]
+    seconds = 60 + len(raw) // 10**6
+    child = subprocess.run(command, input=raw, capture_output=True, timeout=seconds, check=False)
+    if child.returncode or not child.stdout:
+        lines = child.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(f"the data is damaged ({lines[-1] if lines else f'parser died: {child.returncode}'})")
+    return child.stdout
 
 
 _PCD_TYPES = {
@@ -164,17 +197,12 @@ def read_pcd(path: Path) -> Arrays:
     """PCD through open3d (the extra ``open3d``)."""
     raw = path.read_bytes()
     points = _check_pcd(raw)
-    open3d = require("open3d", "open3d")
-    with open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
-        cloud = open3d.io.read_point_cloud(str(path), format="pcd")
-    arrays: Arrays = {"pos": np.array(cloud.points).reshape(-1, 3)}
+    require("open3d", "open3d")
+    with np.load(BytesIO(_in_child(_READ_PCD, b"", str(path))), allow_pickle=False) as cloud:
+        arrays: Arrays = {"pos": cloud["points"], "color": cloud["colors"], "normal": cloud["normals"]}
     if len(arrays["pos"]) != points:
         raise ValueError(f"{len(arrays['pos'])} of {points} points were read")
-    if cloud.has_colors():
-        arrays["color"] = unit_color(np.array(cloud.colors))
-    if cloud.has_normals():
-        arrays["normal"] = np.array(cloud.normals)
-    return arrays
+    return {key: value for key, value in arrays.items() if len(value)}
 
 
 def _check_pcd(raw: bytes) -> int:
@@ -198,15 +226,9 @@ def _check_pcd(raw: bytes) -> int:
     counts = [int(word) for word in header.get("COUNT", ["1"] * len(sizes))]
     points, width, height = (int(header[key][0]) for key in ("POINTS", "WIDTH", "HEIGHT"))
     fields = header["FIELDS"]
-    if not len(fields) == len(sizes) == len(counts) == len(header["TYPE"]) or not {"x", "y", "z"} <= set(
-        fields
-    ):
+    if not len(fields) == len(sizes) == len(counts) == len(header["TYPE"]) or not {"x", "y", "z"} <= set(fields):
         raise ValueError("its fields are inconsistent or have no x, y, z")
-    if (
-        not set(zip(header["TYPE"], sizes, strict=True)) <= _PCD_TYPES
-        or min(counts) < 1
-        or max(counts) > 2**16
-    ):
+    if not set(zip(header["TYPE"], sizes, strict=True)) <= _PCD_TYPES or min(counts) < 1 or max(counts) > 2**16:
         raise ValueError("a field has an unknown type, size or count")
     if len(set(fields) - {"_"}) != len([f for f in fields if f != "_"]):
         raise ValueError("two fields have the same name")
@@ -229,9 +251,7 @@ def _check_pcd(raw: bytes) -> int:
         packed, unpacked = struct.unpack_from("<II", body)
         # LZF packs at most 264 bytes in 3.
         if packed > len(body) - 8 or unpacked != points * row or unpacked > 88 * packed:
-            raise ValueError(
-                f"{points} points need {points * row} bytes, {packed} packed into {unpacked} follow"
-            )
+            raise ValueError(f"{points} points need {points * row} bytes, {packed} packed into {unpacked} follow")
     else:
         raise ValueError(f"unknown encoding {encoding!r}")
     return points

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ._check import Array, Arrays, check_face, check_xml, fan, per_vertex, unit_color, unpacked_limit
 
@@ -67,9 +68,7 @@ def read_obj(path: Path) -> Arrays:
     for slot, key, name, columns in ((1, "vt", "uv", 2), (2, "vn", "normal", 3)):
         index = [corner[slot] for corner in corners]
         if rows[key] and None not in index:
-            arrays[name] = per_vertex(
-                _columns(rows[key], columns, key), np.array(index), vertex, num_vertices
-            )
+            arrays[name] = per_vertex(_columns(rows[key], columns, key), np.array(index), vertex, num_vertices)
     used = np.unique(part)
     if len(used) > 1:
         arrays["part"] = np.searchsorted(used, np.array(part)[polygon])
@@ -163,9 +162,7 @@ def _check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], bool
 
     body = raw[end.end() :]
     if encoding != "ascii":
-        sizes = (
-            n * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in props) for n, props in elements.values()
-        )
+        sizes = (n * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in props) for n, props in elements.values())
         if sum(sizes) > len(body):
             raise ValueError(f"the header announces more than the {len(body)} bytes that follow it")
         return elements, False
@@ -209,11 +206,7 @@ def _ply_columns(loaded: Any, name: str, elements: dict[str, tuple[int, list[lis
             raise ValueError(f"{key} has {len(column)} of {count} rows")
         if len(types) == 1:
             column = np.asarray(column)
-            column = (
-                np.concatenate([np.ravel(c) for c in column])
-                if column.dtype == object
-                else column.reshape(-1)
-            )
+            column = np.concatenate([np.ravel(c) for c in column]) if column.dtype == object else column.reshape(-1)
         columns[key] = column
     return columns
 
@@ -225,16 +218,12 @@ def _read_mixed_ply(raw: bytes, elements: dict[str, tuple[int, list[list[str]]]]
     count, properties = elements.get("face", (0, []))
     names = [p[0] for p in properties]
     if set(elements) - {"vertex", "face"} or len(names) != 1 or names[0] not in _PLY_INDICES:
-        raise ValueError(
-            "the file is not as long as its header says, or mixes polygon sizes and face attributes"
-        )
+        raise ValueError("the file is not as long as its header says, or mixes polygon sizes and face attributes")
     # meshio knows one name for the list and two for its types' sizes.
     header, _, body = raw.partition(b"end_header")
     lines = [line for line in header.split(b"\n") if not line.startswith((b"comment", b"obj_info"))]
     header = (
-        b"\n".join(lines)
-        .replace(b"vertex_index\n", b"vertex_indices\n")
-        .replace(b"vertex_index\r", b"vertex_indices")
+        b"\n".join(lines).replace(b"vertex_index\n", b"vertex_indices\n").replace(b"vertex_index\r", b"vertex_indices")
     )
     read = meshio_ply.read_buffer(BytesIO(header + b"end_header" + body))
     blocks = [np.asarray(block.data) for block in read.cells]
@@ -323,9 +312,7 @@ def read_stl(path: Path) -> Arrays:
         text = raw.decode(errors="replace").lower()
         if not text.lstrip().startswith("solid"):
             raise ValueError("neither ASCII STL nor binary STL of the length that its header says")
-        begun, ended = (
-            len(re.findall(rf"^\s*{word}\b", text, re.MULTILINE)) for word in ("solid", "endsolid")
-        )
+        begun, ended = (len(re.findall(rf"^\s*{word}\b", text, re.MULTILINE)) for word in ("solid", "endsolid"))
         facets, closed, vertices = (
             len(re.findall(rf"^\s*{word}\b", text, re.MULTILINE)) for word in ("facet", "endfacet", "vertex")
         )
@@ -379,9 +366,7 @@ def read_off(path: Path) -> Arrays:
     if len(arrays["face"]) != expected:
         raise ValueError(f"{len(arrays['face'])} of {expected} triangles were read")
     if colored:
-        arrays["color"] = unit_color(
-            np.array([row[3:] for row in rows[1 : 1 + num_vertices]], dtype=np.float64)
-        )
+        arrays["color"] = unit_color(np.array([row[3:] for row in rows[1 : 1 + num_vertices]], dtype=np.float64))
     return arrays
 
 
@@ -401,21 +386,69 @@ def read_msh(path: Path) -> Arrays:
     for section in (b"MeshFormat", b"Nodes", b"Elements"):
         if not re.search(rb"^\$End%s\s*$" % section, raw, re.MULTILINE):
             raise ValueError(f"section ${section.decode()} is missing or cut off")
-    version = re.search(rb"\$MeshFormat\s+(\S+)\s+([01])", raw)
-    is_ascii = version is not None and version[2] == b"0"
-    position = {b"4": 1}.get(version[1][:1], 0) if version else 0
-    declared = []
-    for section in (b"Nodes", b"Elements"):
-        line = re.search(rb"^\$%s\s*\n([^\n]*)" % section, raw, re.MULTILINE)
-        numbers = line[1].split() if line else []
-        declared.append(int(numbers[position]) if is_ascii else None)
-        if is_ascii and max(map(int, numbers[: position + 1])) > len(raw):
-            raise ValueError(f"${section.decode()} announces more than the file holds")
+    declared = (_check_msh_section(raw, b"Nodes"), _check_msh_section(raw, b"Elements"))
     mesh = meshio.gmsh.read(str(path))
     found = (len(mesh.points), sum(len(block.data) for block in mesh.cells))
-    if is_ascii and found != tuple(declared):
-        raise ValueError(f"{found} of {tuple(declared)} nodes and elements were read")
+    if found != declared:
+        raise ValueError(f"{found} of {declared} nodes and elements were read")
     return _from_meshio(mesh)
+
+
+def _check_msh_section(raw: bytes, section: bytes) -> int:
+    """The number of nodes or elements that a section announces, after checking it.
+
+    meshio 5.3 leaves nodes that are announced but not there uninitialised, and makes a table as long as the
+    largest node tag.
+    """
+    form = re.search(rb"^\$MeshFormat\s+(\d\S*)\s+([01])\s", raw, re.MULTILINE)
+    start = re.search(rb"^\$%s[ \t\r]*\n" % section, raw, re.MULTILINE)
+    if form is None or start is None:
+        raise ValueError(f"no $MeshFormat or no ${section.decode()}")
+    version, is_ascii = float(form[1]), form[2] == b"0"
+    position = start.end()
+    if version < 4:  # the count is text in binary files too
+        announced = int(raw[position : raw.index(b"\n", position)])
+        position = raw.index(b"\n", position) + 1
+    words = raw[position : raw.index(b"\n$End", position) + 1].split() if is_ascii else []
+
+    def take(dtype: npt.DTypeLike, count: int) -> Array:
+        nonlocal position, words
+        if count < 0 or count > len(raw):
+            raise ValueError(f"${section.decode()} announces more than the file holds")
+        if is_ascii:
+            taken, words = words[:count], words[count:]
+            values = np.array(taken).astype(np.float64)
+        else:
+            values = np.frombuffer(raw, dtype, count, position)
+            position += values.nbytes
+        if len(values) != count:
+            raise ValueError(f"${section.decode()} is cut off")
+        return values
+
+    if version < 4:
+        if announced < 0 or announced > len(raw):
+            raise ValueError(f"${section.decode()} announces more than the file holds")
+        tags = [take("f8", 4 * announced)[::4]] if is_ascii and section == b"Nodes" else []
+    else:
+        blocks, announced = (int(n) for n in take("u8", 4 if version >= 4.1 else 2)[:2])
+        tags = []
+        for _ in range(blocks if section == b"Nodes" else 0):
+            take("i4", 3)
+            count = int(take("u8", 1)[0])
+            if version >= 4.1:
+                tags.append(take("u8", count))
+                take("f8", 3 * count)
+            else:
+                node = np.dtype([("tag", "i4"), ("pos", "f8", 3)])
+                tags.append(take("f8", 4 * count)[::4] if is_ascii else take(node, count)["tag"])
+    if section == b"Nodes" and (is_ascii or version >= 4):
+        number = sum(map(len, tags))
+        if number != announced:
+            raise ValueError(f"$Nodes announces {announced} nodes and has {number}")
+        largest = max((int(tag.max()) for tag in tags if len(tag)), default=0)
+        if largest > unpacked_limit(len(raw)) // 8 or any((tag < 1).any() for tag in tags):
+            raise ValueError(f"a node has the tag {largest}, of {number} nodes, or a tag below 1")
+    return announced
 
 
 def read_vtk(path: Path) -> Arrays:
@@ -427,24 +460,22 @@ def read_vtk(path: Path) -> Arrays:
     if not raw.startswith(b"# vtk DataFile Version") or dataset is None:
         raise ValueError("no VTK header")
     if dataset[1].upper() != b"UNSTRUCTURED_GRID":
-        raise ValueError(
-            f"a {dataset[1].decode(errors='replace')} dataset; only UNSTRUCTURED_GRID is supported"
-        )
+        raise ValueError(f"a {dataset[1].decode(errors='replace')} dataset; only UNSTRUCTURED_GRID is supported")
     sizes: dict[bytes, list[int]] = {}
     for line in re.finditer(rb"^([A-Za-z_]\S*)((?:[ \t]+\S+){1,4})[ \t]*\r?$", raw, re.MULTILINE):
         numbers = [int(word) for word in line[2].split() if word.isdigit()]
         if numbers and max(numbers) > len(raw):
-            raise ValueError(
-                f"{line[0].decode(errors='replace').strip()!r} announces more than the file holds"
-            )
+            raise ValueError(f"{line[0].decode(errors='replace').strip()!r} announces more than the file holds")
         sizes.setdefault(line[1].upper(), numbers)
     mesh = meshio.vtk.read(str(path))
     num_cells = sum(len(block.data) for block in mesh.cells)
     declared_cells = (sizes.get(b"CELL_TYPES") or [0])[0]
     if len(mesh.points) != sizes[b"POINTS"][0] or num_cells != declared_cells:
-        raise ValueError(
-            f"{len(mesh.points)} of {sizes[b'POINTS'][0]} points, {num_cells} of {declared_cells} cells"
-        )
+        raise ValueError(f"{len(mesh.points)} of {sizes[b'POINTS'][0]} points, {num_cells} of {declared_cells} cells")
+    fields = re.findall(rb"^FIELD[ \t]+\S+[ \t]*(\d*)", raw, re.MULTILINE)
+    num_read = len(mesh.point_data) + len(mesh.cell_data) + len(mesh.field_data)
+    if b"" in fields or num_read < sum(map(int, fields)):
+        raise ValueError(f"{num_read} of the arrays that its fields announce were read")
     return _from_meshio(mesh)
 
 
@@ -533,8 +564,7 @@ def _from_meshio(mesh: Any) -> Arrays:
                 arrays[f"{name}_on"] = "vertex"
         elif surface and mesh.cell_data and stored in mesh.cell_data and name in ("label", "scalar", "color"):
             blocks = [
-                np.asarray(mesh.cell_data[stored][i])[cell]
-                for i, cell in zip(surface, cell_of_triangle, strict=True)
+                np.asarray(mesh.cell_data[stored][i])[cell] for i, cell in zip(surface, cell_of_triangle, strict=True)
             ]
             values = np.concatenate(blocks)
             if name == "color":

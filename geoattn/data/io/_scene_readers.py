@@ -33,9 +33,7 @@ def read_glb(path: Path) -> Arrays:
     if raw[:4] != b"glTF" or words[1] != 2:
         raise ValueError("no header of binary glTF 2")
     if words[2] > len(raw) or 20 + words[3] > len(raw):
-        raise ValueError(
-            f"the header announces {max(words[2], 20 + words[3])} bytes, the file has {len(raw)}"
-        )
+        raise ValueError(f"the header announces {max(words[2], 20 + words[3])} bytes, the file has {len(raw)}")
     end = 20 + words[3]
     slim = json.dumps(_slim_gltf(json.loads(raw[20:end]), path, raw[end + 8 :])).encode()
     slim += b" " * (-len(slim) % 4)
@@ -65,7 +63,8 @@ def _slim_gltf(tree: dict[str, Any], path: Path, chunk: bytes) -> dict[str, Any]
     compressed = [e for e in tree.get("extensionsRequired", []) if "compression" in e or "draco" in e]
     if compressed:
         raise ValueError(f"needs the extension {compressed[0]}, which is not supported")
-    kept: dict[str, Any] = {key: tree[key] for key in ("asset", "bufferViews", "nodes", "scenes", "scene") if key in tree}
+    keys = ("asset", "bufferViews", "nodes", "scenes", "scene")
+    kept: dict[str, Any] = {key: tree[key] for key in keys if key in tree}
     kept["buffers"] = _gltf_buffers(tree.get("buffers", []), path, chunk)
 
     size = sum(len(buffer["uri"]) if "uri" in buffer else len(chunk) for buffer in kept["buffers"])
@@ -172,20 +171,20 @@ def _flatten(file: BytesIO, file_type: str, instances: int | None = None) -> Arr
         nodes = [(name, np.eye(4), name) for name in scene.geometry]
     if instances is not None and len(nodes) < instances:
         raise ValueError(f"{len(nodes)} of {instances} instances were read")
-    geometries = [(name, scene.geometry[key], matrix) for name, matrix, key in nodes]
+    geometries = [
+        (_part_name(str(name), str(key), scene.geometry[key]), scene.geometry[key], matrix)
+        for name, matrix, key in nodes
+    ]
     geometries = [g for g in geometries if hasattr(g[1], "faces") or isinstance(g[1], trimesh.PointCloud)]
     if len(geometries) > MAX_INSTANCES or sum(len(g.vertices) for _, g, _ in geometries) > MAX_SCENE_VERTICES:
-        raise ValueError(
-            f"the scene has more than {MAX_INSTANCES} instances or {MAX_SCENE_VERTICES} vertices"
-        )
+        raise ValueError(f"the scene has more than {MAX_INSTANCES} instances or {MAX_SCENE_VERTICES} vertices")
     parts = [_place(_geometry_arrays(geometry), np.asarray(matrix)) for _, geometry, matrix in geometries]
-    return concatenate(parts, [_part_name(name, geometry) for name, geometry, _ in geometries])
+    return concatenate(parts, [name for name, _, _ in geometries])
 
 
-def _part_name(node: str, geometry: Any) -> str:
-    """The name of the node; but trimesh names those of meshes of several primitives at random."""
-    several = geometry.metadata.get("from_gltf_primitive", False)
-    return str(geometry.metadata["name"]) if several and "name" in geometry.metadata else node
+def _part_name(node: str, geometry_name: str, geometry: Any) -> str:
+    """The name of the node; but those of the primitives of one mesh trimesh names at random."""
+    return geometry_name if geometry.metadata.get("from_gltf_primitive") else node
 
 
 def _geometry_arrays(geometry: Any) -> Arrays:
@@ -276,9 +275,7 @@ def read_dae(path: Path) -> Arrays:
         names.append(bound.original.name or bound.original.id)
         vertices += len(part["pos"])
         if len(parts) > MAX_INSTANCES or vertices > MAX_SCENE_VERTICES:
-            raise ValueError(
-                f"the scene has more than {MAX_INSTANCES} instances or {MAX_SCENE_VERTICES} vertices"
-            )
+            raise ValueError(f"the scene has more than {MAX_INSTANCES} instances or {MAX_SCENE_VERTICES} vertices")
     return concatenate(parts, names)
 
 

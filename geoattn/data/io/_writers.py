@@ -41,8 +41,8 @@ def save(
 
     Labels and scalars are written as attributes ``label`` and ``scalar`` where the format has attributes, and
     as colours where it has colours: labels in :data:`geoattn.data.palette.LABEL_COLORS`, scalars along
-    viridis from their smallest to their largest value. With both, the colours show the labels. Without either,
-    ``data.color`` (or ``data.face_color``) is written where the format has colours.
+    viridis from their smallest to their largest value. With both, the colours show the labels. Without
+    either, ``data.color`` (or ``data.face_color``) is written where the format has colours.
 
     | extension | attributes | colours |
     |---|---|---|
@@ -132,23 +132,16 @@ def _numpy(values: Any) -> Array:
 
 def _check_format(extension: str, mesh: _Mesh) -> None:
     asked = {
-        f"a {key} per {on}"
-        for on, a in (("vertex", mesh.vertex), ("face", mesh.faces))
-        for key in a
-        if key != "color"
+        f"a {key} per {on}" for on, a in (("vertex", mesh.vertex), ("face", mesh.faces)) for key in a if key != "color"
     }
     holds_vertex = extension not in ("off", "stl")
     holds_face = extension in _WITH_FACE_ATTRIBUTES
     if any("vertex" in what for what in asked) and not holds_vertex:
         raise ValueError(f"{extension} holds no label or scalar; use {', '.join(_WITH_VERTEX_COLORS)}")
     if any("face" in what for what in asked) and not holds_face:
-        raise ValueError(
-            f"{extension} holds no label or scalar per face; use {', '.join(_WITH_FACE_ATTRIBUTES)}"
-        )
+        raise ValueError(f"{extension} holds no label or scalar per face; use {', '.join(_WITH_FACE_ATTRIBUTES)}")
     if extension in ("obj", "xyz") and len(asked) > 1:
-        raise ValueError(
-            f"{extension} holds one colour, not label and scalar; use {', '.join(_WITH_FACE_ATTRIBUTES)}"
-        )
+        raise ValueError(f"{extension} holds one colour, not label and scalar; use {', '.join(_WITH_FACE_ATTRIBUTES)}")
     if mesh.face is not None and extension == "xyz":
         raise ValueError(f"xyz holds no faces; use {', '.join(e for e in _WRITERS if e != 'xyz')}")
     if mesh.face is None and extension == "stl":
@@ -181,9 +174,7 @@ def _write_ply(path: Path, mesh: _Mesh) -> None:
     built = _trimesh(mesh)
     built.vertex_attributes.update(_attributes(mesh.vertex))
     built.face_attributes.update(_attributes(mesh.faces))
-    path.write_bytes(
-        export_ply(built, vertex_normal=mesh.data.get("normal") is not None and mesh.face is not None)
-    )
+    path.write_bytes(export_ply(built, vertex_normal=mesh.data.get("normal") is not None and mesh.face is not None))
 
 
 def _write_stl(path: Path, mesh: _Mesh) -> None:
@@ -240,9 +231,7 @@ def _write_meshio(path: Path, mesh: _Mesh) -> None:
     import meshio
 
     # A cloud is a grid of single-vertex cells, as in ParaView.
-    cells = (
-        [("vertex", np.arange(len(mesh.pos))[:, None])] if mesh.face is None else [("triangle", mesh.face)]
-    )
+    cells = [("vertex", np.arange(len(mesh.pos))[:, None])] if mesh.face is None else [("triangle", mesh.face)]
     built = meshio.Mesh(
         mesh.pos,
         cells,
@@ -260,12 +249,7 @@ def _write_npz(path: Path, mesh: _Mesh) -> None:
         arrays["face"] = mesh.face.T.astype(np.int64)
         rows.add(len(mesh.face))
     for key, value in mesh.data.items():
-        if (
-            isinstance(value, torch.Tensor)
-            and value.ndim
-            and len(value) in rows
-            and key not in (*arrays, "edge_index")
-        ):
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) in rows and key not in (*arrays, "edge_index"):
             arrays[key] = _numpy(value)
     if mesh.data.get("origin") is not None:
         arrays["origin"] = _numpy(mesh.data.origin)
