@@ -1,9 +1,23 @@
 """What a training run is told, and what it returns."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
 
 Row = dict[str, float | None]
+Loss = Callable[[nn.Module, Any], Tensor]
+Sums = tuple[float | Tensor, float | Tensor]
+Metric = Callable[[nn.Module, Any], Sums | Mapping[str, Sums]]
+
+
+class Samples(Protocol):
+    """A dataset: a list of ``Data``, a PyG ``Dataset``, or whatever has a length and items."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)

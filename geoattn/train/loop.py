@@ -4,9 +4,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -16,23 +15,13 @@ from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
 from geoattn.train import checkpoint
-from geoattn.train.config import TrainConfig, TrainResult
+from geoattn.train.config import Loss, Metric, Samples, TrainConfig, TrainResult
 from geoattn.train.optim import adamw, schedule
 from geoattn.train.plot import write_history
 from geoattn.train.randomness import own_random_state, seed_all
-
-Loss = Callable[[nn.Module, Any], Tensor]
-Sums = tuple[float | Tensor, float | Tensor]
-Metric = Callable[[nn.Module, Any], Sums | Mapping[str, Sums]]
+from geoattn.train.validate import negative, validate
 
 KEPT = "the last checkpoint is as it was before"
-
-
-class Samples(Protocol):
-    """A dataset: a list of ``Data``, a PyG ``Dataset``, or whatever has a length and items."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def fit(
@@ -67,7 +56,7 @@ def fit(
         valid_set: Samples to validate on after each epoch.
         metric: ``metric(model, batch)`` gives ``(sum, count)`` or ``{name: (sum, count)}``; sums and counts
             are added up over the validation set and divided. Higher is better; the first one is monitored.
-            Default: the negative of ``loss``.
+            A single one has the function's name in the history. Default: the negative of ``loss``.
         resume: Go on from ``folder/last`` if it is there. Only ``config.epochs`` may differ, and only grow.
         fabric: Device, precision and strategy. Default: CUDA if there is any, else the CPU, in float32, in
             as many processes as ``torchrun`` started. bf16 works; fp16 with a loss scaler does not.
@@ -94,9 +83,7 @@ def fit(
     was_training = model.training
     try:
         with own_random_state(fabric.device):
-            _train(
-                fabric, model, train_set, loss, state, config, valid_set, metric or _negative(loss), resume
-            )
+            _train(fabric, model, train_set, loss, state, config, valid_set, metric or negative(loss), resume)
     finally:
         model.train(was_training)
     if fabric.is_global_zero:
@@ -170,7 +157,7 @@ def _train(
                 if clock.fraction >= 1:
                     break
             _share_buffers(fabric, model)
-            values = {} if valid_set is None else _validate(fabric, model, valid_set, metric, config)
+            values = {} if valid_set is None else validate(fabric, model, valid_set, metric, config)
             rate = optimizer.param_groups[0]["lr"]
             state.add({"loss": total / count, "lr": rate, "minutes": clock.read(), **values})
             if fabric.is_global_zero and state.should_save(config):
@@ -193,42 +180,6 @@ def _step(
         raise FloatingPointError(f"the loss is {value}, but its gradient is {norm} at {place}; {KEPT}")
     optimizer.step()
     return value
-
-
-@torch.no_grad()
-def _validate(
-    fabric: Fabric, model: nn.Module, valid_set: Samples, metric: Metric, config: TrainConfig
-) -> dict[str, float | None]:
-    """Each metric over the whole set, None where it is not a finite number. Every sample counts once."""
-    # The bare model: processes may differ in their number of batches, and the wrapper would wait for them.
-    model.eval()
-    share = range(fabric.global_rank, len(valid_set), fabric.world_size)
-    sums: dict[str, list[float]] = {}
-    for batch in DataLoader(valid_set, config.batch_size, sampler=share, num_workers=config.workers):
-        with fabric.autocast():
-            parts = metric(model, batch.to(fabric.device))
-        for name, (total, count) in (parts if isinstance(parts, Mapping) else {"metric": parts}).items():
-            both = sums.setdefault(f"valid_{name}", [0.0, 0.0])
-            both[0] += float(total)
-            both[1] += float(count)
-    shares: list[Any] = [sums]
-    if fabric.world_size > 1:
-        shares = [None] * fabric.world_size
-        torch.distributed.all_gather_object(shares, sums)
-    values: dict[str, float | None] = {}
-    for name in dict.fromkeys(name for part in shares for name in part):
-        total, count = (sum(part[name][i] for part in shares if name in part) for i in (0, 1))
-        values[name] = total / count if count and math.isfinite(total / count) else None
-    return values
-
-
-def _negative(loss: Loss) -> Metric:
-    """The loss as a metric: per sample, and higher is better."""
-
-    def negative_loss(model: nn.Module, batch: Any) -> dict[str, Sums]:
-        return {"negative_loss": (-loss(model, batch) * batch.num_graphs, batch.num_graphs)}
-
-    return negative_loss
 
 
 def _share_buffers(fabric: Fabric, model: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""A tiny training run, with shuffling, dropout and augmentation, in a process that a test can kill.
+"""A tiny training run that a test can import, or start as a process of its own and kill.
 
-Usage: trainee.py FOLDER JSON, where JSON may have ``config``, ``dropout``, ``augment``, ``slow``, ``state``.
+Usage: trainee.py FOLDER JSON, where JSON is {name: options of ``train``}; the run goes to FOLDER/name.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import global_mean_pool
@@ -23,16 +24,17 @@ from geoattn.train import TrainConfig, fit
 class NetConfig:
     width: int = 16
     dropout: float = 0.3
+    batch_norm: bool = True
 
 
 class Net(nn.Module):
-    """Classify clouds by a mean over points; has weights, biases, and the running statistics of a norm."""
+    """Classify clouds by a mean over points, with dropout and a norm with or without running statistics."""
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         self.config = config
         self.lift = nn.Linear(3, config.width)
-        self.norm = nn.BatchNorm1d(config.width) if config.dropout else nn.LayerNorm(config.width)
+        self.norm = nn.BatchNorm1d(config.width) if config.batch_norm else nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.width, 2)
 
@@ -42,13 +44,13 @@ class Net(nn.Module):
 
 
 class Clouds:
-    """Clouds, wide along x or along y. Augmented with all three random generators if asked to."""
+    """Clouds that are long along x or along y; ``augment`` draws from all three global generators."""
 
     def __init__(self, length: int, seed: int, augment: bool = False, slow: float = 0.0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.y = torch.arange(length) % 2
-        axes = torch.eye(3)[self.y][:, None] + 0.5
-        self.pos = torch.randn(length, 10, 3, generator=generator) * axes
+        scale = 0.3 + 2 * torch.eye(3)[self.y][:, None]
+        self.pos = torch.randn(length, 10, 3, generator=generator) * scale
         self.augment, self.slow, self.epochs = augment, slow, []
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,10 +60,11 @@ class Clouds:
         return len(self.y)
 
     def __getitem__(self, index: int) -> Data:
+        time.sleep(self.slow)
         pos = self.pos[index]
         if self.augment:
-            time.sleep(self.slow)
-            pos = pos * (1 + 0.1 * np.random.rand()) + 0.1 * random.random() + 0.1 * torch.rand(3)
+            noise = np.random.rand()  # noqa: NPY002  # as augmentations in the wild do
+            pos = pos * (1 + 0.1 * noise) + 0.1 * random.random() + 0.1 * torch.rand(3)
         return Data(pos=pos, y=self.y[index : index + 1])
 
 
@@ -73,29 +76,27 @@ def accuracy(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     return (model(batch).argmax(1) == batch.y).sum(), batch.num_graphs
 
 
-def build(dropout: float = 0.3, width: int = 16) -> Net:
+def build(**config: object) -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        return Net(NetConfig(width, dropout))
+        return Net(NetConfig(**config))
 
 
-def main() -> None:
-    folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-    model = build(options.get("dropout", 0.3))
-    train_set = Clouds(options.get("length", 24), 0, options.get("augment", False), options.get("slow", 0.0))
-    result = fit(
-        model,
-        train_set,
-        loss,
-        folder,
-        TrainConfig(**options["config"]),
-        valid_set=Clouds(7, 1),
-        metric=accuracy,
-        resume=True,
-    )
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    torch.save({"model": model.state_dict(), "history": result.history}, folder / f"end-{rank}.pt")
+def cpu() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def train(folder: Path, config: dict, model: dict, length: int, slow: float, augment: bool) -> dict:
+    """Train, and say how it ended."""
+    net = build(**model)
+    train_set, valid_set = Clouds(length, 0, augment, slow), Clouds(7, 1)
+    fit(net, train_set, loss, folder, TrainConfig(**config), valid_set=valid_set, metric=accuracy, resume=True)
+    history = json.loads((folder / "history.json").read_text())
+    return {"model": net.state_dict(), "history": history}
 
 
 if __name__ == "__main__":
-    main()
+    for name, options in json.loads(sys.argv[2]).items():
+        end = train(Path(sys.argv[1]) / name, **options)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        torch.save(end, Path(sys.argv[1]) / f"{name}-{rank}.pt")
