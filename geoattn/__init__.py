@@ -1,8 +1,24 @@
 """Attention for meshes and point clouds."""
 
+from geoattn import data, geometry, metrics, models, nn, ops, patterns
+from geoattn.data.io import LoadError, load, save
 from geoattn.ops import attend
 from geoattn.patterns import Neighbors, Windows
 
 __version__ = "0.1.0"
 
-__all__ = ["Neighbors", "Windows", "attend"]
+__all__ = [
+    "LoadError",
+    "Neighbors",
+    "Windows",
+    "attend",
+    "data",
+    "geometry",
+    "load",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "patterns",
+    "save",
+]

@@ -21,10 +21,13 @@ from geoattn.geometry import (
     vertex_areas,
     vertex_normals,
 )
+from geoattn.geometry.descriptors import HEAT_TIMES, RADII
 from geoattn.patterns import Neighbors
 
 Element = Literal["vertex", "face", "edge"]
 ELEMENTS: tuple[Element, ...] = ("vertex", "face", "edge")
+CHANNELS = 8 * len(RADII) + 5 * len(HEAT_TIMES)
+"""Number of descriptors of an element."""
 
 
 class MeshElements(BaseTransform):
@@ -106,6 +109,37 @@ class MeshElements(BaseTransform):
 
     def __repr__(self) -> str:
         return f"MeshElements({self.element!r}, {self.labelled!r}, hops={self.hops}, eigenpairs={self.eigenpairs})"
+
+
+class RandomDeform(BaseTransform):
+    """A slightly different shape with the same faces: stretched, waved and roughened at random.
+
+    It is stretched along three random orthogonal axes by about 10 %, displaced by random waves with an amplitude of a
+    few per cent of its radius, and each vertex by 0.3 %.
+
+    Args:
+        generator: Source of randomness; default: torch's global one.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+
+    def forward(self, data: Data) -> Data:
+        """Apply to one mesh."""
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=self.generator)
+
+        out = data.clone()
+        pos = data.pos - data.pos.mean(0)
+        radius = pos.norm(dim=1).max().clamp_min(1e-12)
+        pos = pos / radius
+        axes = torch.linalg.qr(normal(3, 3))[0]
+        pos = pos @ axes @ torch.diag((0.1 * normal(3)).exp()) @ axes.T
+        waves, phase, amplitude = 4 * normal(16, 3), torch.pi * normal(16), 0.012 * normal(16, 3)
+        pos = pos + (pos @ waves.T + phase).sin() @ amplitude + 0.003 * normal(*pos.shape)
+        out.pos = pos * radius
+        return out
 
 
 def element_corners(face: Tensor, num_nodes: int, element: Element) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from geoattn.ops import attend
@@ -61,8 +60,7 @@ class LatentAttention(nn.Module):
         dropout: In the perceptron, in training.
 
     Shapes:
-        ``x`` ``[N, channels]``, ``latents`` ``[B * L, channels]``, ``weight`` ``[N]``, ``batch`` ``[N]`` ascending;
-        outputs as ``x`` and ``latents``.
+        ``x`` ``[N, channels]``, ``latents`` ``[L, channels]``, ``weight`` ``[N]``; outputs as ``x`` and ``latents``.
     """
 
     def __init__(self, channels: int, heads: int = 4, expansion: int = 2, dropout: float = 0.0) -> None:
@@ -76,11 +74,8 @@ class LatentAttention(nn.Module):
         self.write = CrossAttention(channels, heads)
         self.perceptron = feed_forward(channels, expansion, dropout)
 
-    def forward(self, x: Tensor, latents: Tensor, weight: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """One exchange."""
-        samples = int(batch[-1]) + 1
-        of_latent = torch.arange(samples, device=x.device).repeat_interleave(latents.size(0) // samples)
-        reading = Windows.from_batch(of_latent, batch, samples)
+    def forward(self, x: Tensor, latents: Tensor, weight: Tensor, reading: Windows) -> tuple[Tensor, Tensor]:
+        """One exchange; ``reading`` says which elements (its keys) belong with which latents (its queries)."""
         seen = self.norm_x(x)
         latents = latents + self.read(self.norm_read(latents), seen, reading, weight)
         own = self.norm_mix(latents)

@@ -194,7 +194,8 @@ class Bodies(Dataset):
 
     """
 
-    LABELS = LABELS
+    names = LABELS
+    whole = False
 
     def __init__(
         self, count: int, seed: int = 0, faces: int = 1500, transform: Callable[[Data], Data] | None = None

@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 from tqdm import tqdm
 
+from geoattn.data.datasets.bodies import LABELS
 from geoattn.data.io import LoadError, load
 from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import edges
-
-HUMAN_LABELS = ("head", "hand", "lower arm", "upper arm", "body", "upper leg", "lower leg", "foot")
 
 
 class MeshCNNDataset(Dataset[Data]):
@@ -80,7 +79,7 @@ class MeshCNNDataset(Dataset[Data]):
                     _segmented(file, root, element) for file in tqdm(files, f"reading {root.name}", leave=False)
                 ]
                 count = self._items[0].edge_soft.size(1)
-                self.names = HUMAN_LABELS if count == len(HUMAN_LABELS) else tuple(str(i + 1) for i in range(count))
+                self.names = LABELS if count == len(LABELS) else tuple(str(i + 1) for i in range(count))
                 return
             classes = [folder for folder in sorted(root.iterdir()) if (folder / split).is_dir()]
             if classes:

@@ -1,0 +1,85 @@
+"""Segment a mesh of any size with a trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch_geometric.data import Data
+
+from geoattn.data.transforms import Element, MeshElements, element_corners
+from geoattn.geometry import face_areas, face_normals, simplify, vertex_normals
+from geoattn.models.segmentation.surface_transformer import SurfaceTransformer
+
+HUMAN = Path(__file__).parent / "assets" / "human"
+"""The checkpoint that comes with the package: eight parts of human bodies, trained on `geoattn.data.Bodies` only."""
+
+
+class Segmentation(NamedTuple):
+    """The parts of a mesh.
+
+    Attributes:
+        label: Class of each labelled thing ``[M]``: each face, vertex or edge, as the network's config says.
+        score: Its probability ``[M]``.
+        probability: Of every class ``[M, K]``.
+    """
+
+    label: Tensor
+    score: Tensor
+    probability: Tensor
+
+
+@torch.no_grad()
+def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation:
+    """Label the parts of a mesh.
+
+    Vertices at one place are treated as one, so that a mesh whose faces share no vertices (an STL) is a surface too.
+    A mesh with more than 1.2 times the faces the network was trained on is simplified to that number first; its own
+    faces, vertices or edges then get the label of the nearest one that looks the same way. The time of the network so
+    does not grow with the mesh.
+
+    Args:
+        data: A mesh with ``pos`` ``[V, 3]`` and ``face`` ``[3, F]``. It is not changed.
+        model: The network; default: the one that comes with the package, for human bodies.
+
+    Raises:
+        ValueError: If there are no faces, or the network labels whole meshes.
+    """
+    model = SurfaceTransformer.from_pretrained(HUMAN) if model is None else model
+    config = model.config
+    if config.whole:
+        raise ValueError("this network labels whole meshes, not their parts; call it directly")
+    if data.face is None or data.face.numel() == 0:
+        raise ValueError("expected a mesh with faces; a point cloud has none")
+    pos, face = data.pos.double(), data.face
+    small, of_vertex = pos.unique(dim=0, return_inverse=True)
+    small_face = of_vertex[face]
+    simplified = face.size(1) > 1.2 * config.faces
+    if simplified:
+        small, small_face = simplify(small, small_face, config.faces)
+
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    elements = MeshElements(config.element, config.labelled)(Data(pos=small, face=small_face))
+    probability = model(elements.to(device)).softmax(-1).cpu()
+    model.train(was_training)
+
+    if simplified or config.labelled != "face":
+        size = float((face_areas(small, small_face).sum() / small_face.size(1)).sqrt())
+        near = cKDTree(_places(small, small_face, config.labelled, size))
+        probability = probability[torch.from_numpy(near.query(_places(pos, face, config.labelled, size))[1])]
+    score, label = probability.max(-1)
+    return Segmentation(label, score, probability)
+
+
+def _places(pos: Tensor, face: Tensor, labelled: Element, size: float) -> Tensor:
+    """Where each thing is and where it looks, ``[M, 6]``: opposite normals are two faces' size apart."""
+    normal = face_normals(pos, face) if labelled == "face" else vertex_normals(pos, face)
+    corners = element_corners(face, pos.size(0), labelled)
+    if labelled == "edge":
+        normal = normal[corners].mean(0)
+    return torch.cat([pos[corners].mean(0), normal * size], 1)
