@@ -70,9 +70,7 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainResult,
     _copy_if_best(state.folder)
 
 
-def restore(
-    state: TrainResult, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, Any]
-) -> None:
+def restore(state: TrainResult, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, Any]) -> None:
     """Put ``last`` of the run's folder into ``state``, ``model`` and ``optimizer``.
 
     Raises:
@@ -115,20 +113,14 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 
 def _config(model: nn.Module) -> dict[str, Any] | None:
     config = getattr(model, "config", None)
-    return (
-        dataclasses.asdict(config)
-        if dataclasses.is_dataclass(config) and not isinstance(config, type)
-        else None
-    )
+    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else None
 
 
 def _first_difference(saved: Any, now: Any, name: str) -> str | None:
     """Where two JSON values differ first, as ``model.config.width: saved 32, now 64``; None if nowhere."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(key for key in now if key not in saved)]:
-            if difference := _first_difference(
-                saved.get(key), now.get(key), f"{name}.{key}" if name else key
-            ):
+            if difference := _first_difference(saved.get(key), now.get(key), f"{name}.{key}" if name else key):
                 return difference
         return None
     return None if saved == now else f"{name}: saved {saved!r}, now {now!r}"

@@ -112,9 +112,7 @@ def _train(
     fabric.barrier()
     if (state.folder / "last").exists():
         if not resume:
-            raise FileExistsError(
-                f"{state.folder} holds a checkpoint: pass resume=True to go on, or another folder"
-            )
+            raise FileExistsError(f"{state.folder} holds a checkpoint: pass resume=True to go on, or another folder")
         checkpoint.restore(state, model, optimizer, run)
 
     # One permutation per epoch, dealt out to the processes in turn; it needs only the length of the set.
