@@ -199,7 +199,8 @@ def _dihedral(pos: Tensor, face: Tensor, side_face: Tensor, side_corner: Tensor)
     same_direction = (start[0] == start[1]) & (side_face[0] != side_face[1])
     second = torch.where(same_direction[:, None], -second, second)
     sine = (torch.linalg.cross(first, second) * along).sum(-1)
-    return _angle(sine, (first * second).sum(-1))
+    angle = _angle(sine, (first * second).sum(-1))
+    return torch.where(side_face[0] == side_face[1], torch.zeros_like(angle), angle)
 
 
 def _angle(sine: Tensor, cosine: Tensor) -> Tensor:

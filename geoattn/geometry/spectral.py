@@ -313,8 +313,8 @@ def biharmonic_embedding(eigenvalues: Tensor, eigenvectors: Tensor, dim: int) ->
     """Coordinates whose Euclidean distance approximates the biharmonic distance on the surface.
 
     Column i is ``phi_i / lambda_i`` over the non-zero eigenvalues, smallest first (Lipman, Rustamov and
-    Funkhouser 2010). Zero eigenvalues (below 1e-8 of the largest), one per component, are left out, so the distance between
-    points of different components means nothing. Distances have the unit of area.
+    Funkhouser 2010). Zero eigenvalues (at most 1e-8 of the largest), one per component, are left out, so
+    the distance between points of different components means nothing. Distances have the unit of area.
 
     Args:
         eigenvalues: [K], ascending.
