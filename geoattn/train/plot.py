@@ -80,8 +80,8 @@ def plot_curves(history: Sequence[Row], path: str | Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    axes[-1].set_xlim(0.5, len(history) + 0.5)
+    axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    axes[-1].set_xlim(0.5, max(len(history), 1) + 0.5)
     axes[-1].set_xlabel("epoch")
     new = Path(f"{path}.tmp")
     figure.savefig(new, format="png", dpi=150)
