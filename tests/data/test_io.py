@@ -506,6 +506,31 @@ def _glb(tree: dict, chunk: bytes = b"") -> bytes:
     return b"glTF" + struct.pack("<II", 2, 12 + len(body)) + body
 
 
+def _nested_glb(nodes: list[dict]) -> bytes:
+    triangle = np.eye(3, dtype="<f4").tobytes()
+    return _glb(
+        {
+            "buffers": [{"byteLength": 36}],
+            "bufferViews": [{"buffer": 0, "byteLength": 36}],
+            "accessors": [{"bufferView": 0, "count": 3, "componentType": 5126, "type": "VEC3"}],
+            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
+            "nodes": [{"mesh": 0, **node} for node in nodes],
+            "scenes": [{"nodes": [0]}],
+        },
+        triangle,
+    )
+
+
+def _nested_dae(levels: int) -> str:
+    nodes = "".join(f'<node id="n{i}">' + f'<instance_node url="#n{i + 1}"/>' * 2 + "</node>" for i in range(levels))
+    return (
+        '<COLLADA xmlns="http://www.collada.org/2005/11/COLLADASchema" version="1.4.1"><library_nodes>'
+        f'{nodes}<node id="n{levels}"/></library_nodes><library_visual_scenes><visual_scene id="s"><node>'
+        '<instance_node url="#n0"/></node></visual_scene></library_visual_scenes>'
+        '<scene><instance_visual_scene url="#s"/></scene></COLLADA>'
+    )
+
+
 def _las(points: int, offset_bits: int = 0) -> bytes:
     header = bytearray(227)
     header[:4], header[24:26], header[104] = b"LASF", b"\x01\x02", offset_bits
@@ -617,6 +642,9 @@ HOSTILE = {
             bytes(10**6),
         ),
     ),
+    "glb depth": ("m.glb", _nested_glb([{"children": [i + 1]} for i in range(5000)] + [{}])),
+    "glb cycle": ("m.glb", _nested_glb([{"children": [1]}, {"children": [0]}])),
+    "dae laughs by nodes": ("m.dae", _nested_dae(40)),
     "glb length": (
         "m.glb",
         b"glTF" + struct.pack("<IIII", 2, 2**32 - 1, 2**32 - 1, 0x4E4F534A) + b"{}" * 400,

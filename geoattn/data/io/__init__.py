@@ -19,6 +19,7 @@ Archives (.zip) are not loaded: unpack them first. Nothing is ever unpickled.
 """
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -111,16 +112,29 @@ def load(path: str | PathLike[str], *, process: bool = False) -> Data:
     return merge_vertices(data) if process else data
 
 
+_one_at_a_time = threading.RLock()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what parsers print, log and warn: what matters of it is raised by the checks."""
-    logging_was = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            # numpy < 2.4 only warns where a text stops being numbers, which would be half a mesh
-            warnings.filterwarnings("error", message="string or file could not be read")
-            yield
-    finally:
-        logging.disable(logging_was)
+    """Silence what parsers print, log and warn: what matters of it is raised by the checks.
+
+    These switches belong to the whole process, so one thread parses at a time.
+    """
+    with _one_at_a_time:
+        logging_was = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with _no_output():
+                yield
+        finally:
+            logging.disable(logging_was)
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        # numpy < 2.4 only warns where a text stops being numbers, which would be half a mesh
+        warnings.filterwarnings("error", message="string or file could not be read")
+        yield

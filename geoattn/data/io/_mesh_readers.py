@@ -1,7 +1,6 @@
 """Readers of obj, ply, stl, off, msh, vtk and vtu. What they raise, ``load`` makes a LoadError."""
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -312,9 +311,9 @@ def read_stl(path: Path) -> Arrays:
         text = raw.decode(errors="replace").lower()
         if not text.lstrip().startswith("solid"):
             raise ValueError("neither ASCII STL nor binary STL of the length that its header says")
-        begun, ended = (len(re.findall(rf"^\s*{word}\b", text, re.MULTILINE)) for word in ("solid", "endsolid"))
+        begun, ended = (len(re.findall(rf"^[ \t]*{word}\b", text, re.MULTILINE)) for word in ("solid", "endsolid"))
         facets, closed, vertices = (
-            len(re.findall(rf"^\s*{word}\b", text, re.MULTILINE)) for word in ("facet", "endfacet", "vertex")
+            len(re.findall(rf"^[ \t]*{word}\b", text, re.MULTILINE)) for word in ("facet", "endfacet", "vertex")
         )
         if begun != ended or facets != closed or vertices != 3 * facets:
             raise ValueError(
@@ -410,14 +409,15 @@ def _check_msh_section(raw: bytes, section: bytes) -> int:
         announced = int(raw[position : raw.index(b"\n", position)])
         position = raw.index(b"\n", position) + 1
     words = raw[position : raw.index(b"\n$End", position) + 1].split() if is_ascii else []
+    position = 0 if is_ascii else position
 
     def take(dtype: npt.DTypeLike, count: int) -> Array:
-        nonlocal position, words
+        nonlocal position
         if count < 0 or count > len(raw):
             raise ValueError(f"${section.decode()} announces more than the file holds")
         if is_ascii:
-            taken, words = words[:count], words[count:]
-            values = np.array(taken).astype(np.float64)
+            values = np.array(words[position : position + count]).astype(np.float64)
+            position += count
         else:
             values = np.frombuffer(raw, dtype, count, position)
             position += values.nbytes
@@ -510,9 +510,6 @@ class _Bounded:
         return unpacked
 
 
-_one_at_a_time = threading.Lock()
-
-
 @contextmanager
 def _bounded_decompression(limit: int) -> Iterator[None]:
     import lzma
@@ -523,7 +520,7 @@ def _bounded_decompression(limit: int) -> Iterator[None]:
 
     left = [limit]
     bounded_zlib, bounded_lzma = _Bounded(zlib.decompressobj, left), _Bounded(lzma.LZMADecompressor, left)
-    with _one_at_a_time, patch.object(vtu, "zlib", bounded_zlib), patch.object(vtu, "lzma", bounded_lzma):
+    with patch.object(vtu, "zlib", bounded_zlib), patch.object(vtu, "lzma", bounded_lzma):
         yield
 
 

@@ -65,6 +65,7 @@ def _slim_gltf(tree: dict[str, Any], path: Path, chunk: bytes) -> dict[str, Any]
         raise ValueError(f"needs the extension {compressed[0]}, which is not supported")
     keys = ("asset", "bufferViews", "nodes", "scenes", "scene")
     kept: dict[str, Any] = {key: tree[key] for key in keys if key in tree}
+    _check_gltf_tree(tree)
     kept["buffers"] = _gltf_buffers(tree.get("buffers", []), path, chunk)
 
     size = sum(len(buffer["uri"]) if "uri" in buffer else len(chunk) for buffer in kept["buffers"])
@@ -104,6 +105,25 @@ def _slim_gltf(tree: dict[str, Any], path: Path, chunk: bytes) -> dict[str, Any]
 _GLTF_ATTRIBUTES = {"POSITION", "NORMAL", "COLOR_0", "_LABEL", "_SCALAR"}
 
 
+_MAX_DEPTH = 500
+
+
+def _check_gltf_tree(tree: dict[str, Any]) -> None:
+    """Refuse nodes that are no forest, as glTF asks, or one so deep that trimesh takes minutes."""
+    nodes = tree.get("nodes", [])
+    children = [child for node in nodes for child in node.get("children", [])]
+    if len(set(children)) < len(children):
+        raise ValueError("a node of the scene has two parents")
+    if any(not set(children).isdisjoint(scene.get("nodes", [])) for scene in tree.get("scenes", [])):
+        raise ValueError("a root of the scene has a parent")
+    level = sorted(set(range(len(nodes))) - set(children))
+    for _ in range(_MAX_DEPTH):
+        level = [child for i in level for child in nodes[i].get("children", [])]
+        if not level:
+            return
+    raise ValueError(f"the scene is nested more than {_MAX_DEPTH} levels deep")
+
+
 def _gltf_buffers(buffers: list[dict[str, Any]], path: Path, chunk: bytes) -> list[dict[str, Any]]:
     """Companion files become inline data. Only files in the folder of ``path`` or below are opened."""
     import base64
@@ -140,6 +160,7 @@ def read_3mf(path: Path) -> Arrays:
     check_zip(raw)
     children: dict[str, list[str]] = {}
     roots: list[str] = []
+    paths: list[str] = []
     with zipfile.ZipFile(BytesIO(raw)) as archive:
         names = [name for name in archive.namelist() if name.lower().endswith(".model")]
         main = next((name for name in names if name.lower().endswith("3d/3dmodel.model")), None)
@@ -152,8 +173,12 @@ def read_3mf(path: Path) -> Arrays:
                 continue
             model = etree.fromstring(text, etree.XMLParser(resolve_entities=False, no_network=True))
             for thing in model.iter("{*}object"):
-                children[thing.attrib["id"]] = [c.attrib["objectid"] for c in thing.iter("{*}component")]
+                components = list(thing.iter("{*}component"))
+                children.setdefault(thing.attrib["id"], []).extend(c.attrib["objectid"] for c in components)
+                paths += [v for c in components for k, v in c.attrib.items() if k.endswith("path")]
             roots = [item.attrib["objectid"] for item in model.iter("{*}item")]
+    if len(set(paths)) < len(paths):  # trimesh adds all meshes of the other file each time
+        raise ValueError("several components from one other model file are not supported")
     leaves = check_instances(children, roots)
     unknown = sorted({child for group in [roots, *children.values()] for child in group} - set(children))
     if unknown and len(names) == 1:
@@ -246,7 +271,7 @@ def read_dae(path: Path) -> Arrays:
     children: dict[str, list[str]] = {}
     for i, node in enumerate(tree.iter("{*}node")):
         links = [link.attrib["url"].lstrip("#") for link in node.iter("{*}instance_node")]
-        children[node.attrib.get("id", f"unnamed {i}")] = links
+        children.setdefault(node.attrib.get("id", f"unnamed {i}"), []).extend(links)
     check_instances(children, list(children))
 
     # A missing texture or a strange material leaves the geometry whole; an unreadable geometry does not.
