@@ -1,0 +1,26 @@
+# What a newcomer needs: `make demo`, `make test`. Both work in a fresh clone with nothing but Python 3.10 to 3.13.
+PYTHON ?= python3
+EXTRAS ?= dev,viz
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed-viz
+	.venv/bin/python examples/segment_bodies.py --output demo
+	.venv/bin/geoattn segment demo/person.obj --model demo/last -o parts.ply --picture parts.png --page parts.html
+
+test: .venv/installed-$(EXTRAS)
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-$(EXTRAS)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.venv/installed-%: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt -e '.[$*]'
+	touch $@
+
+clean:
+	rm -rf .venv demo parts.ply parts.png parts.html
