@@ -359,7 +359,7 @@ def simplify(pos: Tensor, face: Tensor, faces: int) -> tuple[Tensor, Tensor]:
         faces: How many faces to aim for, at least 1.
 
     Returns:
-        ``pos`` [V', 3] and ``face`` [3, F'] with 1 <= F' < F, no face repeating a vertex, each vertex in a
+        ``pos`` [V', 3] and ``face`` [3, F'] with 1 <= F' <= F, no face repeating a vertex, each vertex in a
         face; or the two arguments themselves if F <= ``faces`` or if a simplification would leave no face.
 
     Raises:
