@@ -31,7 +31,8 @@ from torch_geometric.data import Data
 
 from ._check import Arrays, LoadError, merge_vertices, to_data
 from ._cloud_readers import read_las, read_npz, read_pcd, read_xyz
-from ._mesh_readers import read_msh, read_obj, read_off, read_ply, read_stl, read_vtk, read_vtu
+from ._mesh_readers import read_obj, read_off, read_ply, read_stl
+from ._meshio_readers import read_msh, read_vtk, read_vtu
 from ._scene_readers import read_3mf, read_dae, read_glb, read_gltf
 from ._writers import save
 
