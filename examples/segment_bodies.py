@@ -1,7 +1,7 @@
 """Train a network that finds the parts of a human body, on bodies made at random; two minutes on two cores.
 
-    python examples/segment_bodies.py --output demo
-    geoattn segment demo/person.obj --model demo/last --picture parts.png --page parts.html
+python examples/segment_bodies.py --output demo
+geoattn segment demo/person.obj --model demo/last --picture parts.png --page parts.html
 """
 
 import argparse

@@ -4,7 +4,12 @@ import importlib
 from types import ModuleType
 
 # What a wheel needs from the system and does not bring, by the Debian package that has it.
-_DEBIAN = {"libusb-1.0.so.0": "libusb-1.0-0", "libGL.so.1": "libgl1", "libgomp.so.1": "libgomp1", "libEGL.so.1": "libegl1"}
+_DEBIAN = {
+    "libusb-1.0.so.0": "libusb-1.0-0",
+    "libGL.so.1": "libgl1",
+    "libgomp.so.1": "libgomp1",
+    "libEGL.so.1": "libegl1",
+}
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -17,9 +22,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{module} is not installed; install it with: pip install 'geoattn[{extra}]'"
-        ) from error
+        raise ImportError(f"{module} is not installed; install it with: pip install 'geoattn[{extra}]'") from error
     except (ImportError, OSError) as error:
         for library, package in _DEBIAN.items():
             if library in str(error):

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch_geometric.data import Data
 
 import geoattn
 from geoattn.data import Bodies, LoadError, MeshCNNDataset
-from geoattn.data.transforms import ELEMENTS
+from geoattn.data.transforms import ELEMENTS, Element
 from geoattn.models.segmentation import (
     SurfaceTransformer,
     SurfaceTransformerConfig,
@@ -25,6 +24,7 @@ from geoattn.models.segmentation import (
     train as train_segmentation,
 )
 from geoattn.models.segmentation.segment import HUMAN
+from geoattn.train import Samples, TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,9 +110,8 @@ def _segment(arguments: argparse.Namespace) -> None:
     for label, name in enumerate(names):
         mine = found.label == label
         if mine.any():
-            print(
-                f"{name:>12}  {int(mine.sum()):7d}  {float(mine.float().mean()):6.1%}  score {found.score[mine].mean():.2f}"
-            )
+            share, score = float(mine.float().mean()), float(found.score[mine].mean())
+            print(f"{name:>12}  {int(mine.sum()):7d}  {share:6.1%}  score {score:.2f}")
     if arguments.output:
         geoattn.save(arguments.output, data, label=found.label)
         print(f"wrote {arguments.output}")
@@ -174,14 +173,14 @@ def _info(arguments: argparse.Namespace) -> None:
             if count:
                 warnings.append(f"{count} {what}")
     facts["bounds"] = "  ".join(f"{axis} {a:.6g} to {b:.6g}" for axis, a, b in zip("xyz", low, high, strict=True))
-    facts["has"] = ", ".join(key for key in data.keys() if key not in ("pos", "face")) or "positions only"
+    facts["has"] = ", ".join(key for key in data.to_dict() if key not in ("pos", "face")) or "positions only"
     for name, value in facts.items():
         print(f"{name:>18}  {value}")
     for warning in warnings:
         print(f"{'note':>18}  {warning}")
 
 
-def _meshes(arguments: argparse.Namespace, split: str, labelled: str) -> MeshCNNDataset | Bodies:
+def _meshes(arguments: argparse.Namespace, split: str, labelled: Element) -> MeshCNNDataset | Bodies:
     """The data set of ``--data``. Bodies of the two splits never share a seed."""
     if arguments.data != "bodies":
         return MeshCNNDataset(arguments.data, split, labelled)
@@ -191,21 +190,20 @@ def _meshes(arguments: argparse.Namespace, split: str, labelled: str) -> MeshCNN
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from geoattn.train import TrainConfig
-
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     meshes = _meshes(arguments, "train", arguments.labelled)
-    train_meshes: Sequence[Data] = meshes
-    valid_meshes: Sequence[Data] | None = None
+    train_meshes: Samples = meshes
+    valid_meshes: Samples | None = None
     if arguments.hold_out:
         if isinstance(meshes, Bodies):
             raise ValueError("--hold-out chooses meshes by name, and bodies have none")
-        held = [mesh.name.startswith(tuple(arguments.hold_out.split(","))) for mesh in meshes]
+        every = [meshes[i] for i in range(len(meshes))]
+        held = [mesh.name.startswith(tuple(arguments.hold_out.split(","))) for mesh in every]
         if all(held) or not any(held):
             raise ValueError(f"--hold-out {arguments.hold_out}: holds out {sum(held)} of {len(held)} meshes")
-        train_meshes = [mesh for mesh, out in zip(meshes, held, strict=True) if not out]
-        valid_meshes = [mesh for mesh, out in zip(meshes, held, strict=True) if out]
+        train_meshes = [mesh for mesh, out in zip(every, held, strict=True) if not out]
+        valid_meshes = [mesh for mesh, out in zip(every, held, strict=True) if out]
     torch.manual_seed(arguments.seed)
     model = SurfaceTransformer(
         SurfaceTransformerConfig(
@@ -213,7 +211,7 @@ def _train(arguments: argparse.Namespace) -> None:
             element=arguments.element,
             labelled=arguments.labelled,
             whole=meshes.whole,
-            faces=round(sum(mesh.face.size(1) for mesh in train_meshes[:20]) / min(len(train_meshes), 20)),
+            faces=max(train_meshes[i].face.size(1) for i in range(min(len(train_meshes), 20))),
             channels=arguments.channels,
             heads=arguments.heads,
             blocks=arguments.blocks,

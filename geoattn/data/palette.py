@@ -46,8 +46,4 @@ def scalar_colors(scalar: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     low, high = float(scalar.min()), float(scalar.max())
     t = (scalar - low) / (high - low) if high > low else np.full(scalar.shape, 0.5)
     stops = np.linspace(0, 1, len(_SCALAR_STOPS))
-    return (
-        np.stack([np.interp(t, stops, channel) for channel in _SCALAR_STOPS.T], axis=1)
-        .round()
-        .astype(np.uint8)
-    )
+    return np.stack([np.interp(t, stops, channel) for channel in _SCALAR_STOPS.T], axis=1).round().astype(np.uint8)

@@ -72,8 +72,8 @@ def heat_descriptors(
     r"""What heat spreading from a point along the surface finds, at several times.
 
     The heat kernel signature (Sun, Ovsjanikov and Guibas 2009, eq. 4), as a logarithm; and with :math:`H_t` the heat
-    operator, how far the position :math:`H_t p` the heat has on average reached is from the point, as a length and along
-    the normal, over :math:`\sqrt t`, and the same two of the mean normal :math:`H_t n`.
+    operator, how far the position :math:`H_t p` that the heat has on average reached is from the point, as a length and
+    along the normal, over :math:`\sqrt t`, and the same two of the mean normal :math:`H_t n`.
 
     The last eigenvalue's function has weight 0 and the others' fade towards it, so that the choice of a basis within
     an eigenspace that the cut-off splits makes no difference.

@@ -50,8 +50,8 @@ class LatentAttention(nn.Module):
     """All elements of a sample exchange what they know through its latents, at a cost linear in their number.
 
     Latents read from the elements, weighted by area so that a finer mesh of the same surface says the same;
-    they attend to each other; the elements read from them. The read-process scheme of Perceiver (Jaegle et al. 2021) and
-    the induced set attention of Lee et al. 2019, with normalisation first and residuals.
+    they attend to each other; the elements read from them. It joins the reading and processing of Perceiver (Jaegle
+    et al. 2021) and the induced set attention of Lee et al. (2019), with normalisation first and residuals.
 
     Args:
         channels: Features of elements and latents.

@@ -83,5 +83,5 @@ class SurfaceAttention(nn.Module):
 
 
 def _length(x: Tensor) -> Tensor:
-    """Length with a finite gradient at 0."""
+    """Length, at least 1e-4 so that its gradient is finite at 0."""
     return (x.square().sum(-1) + 1e-8).sqrt()

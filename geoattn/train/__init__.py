@@ -1,7 +1,7 @@
 """Training: one loop with progress, checkpoints, resuming, and several processes."""
 
-from geoattn.train.config import TrainConfig, TrainResult
+from geoattn.train.config import Samples, TrainConfig, TrainResult
 from geoattn.train.loop import fit
 from geoattn.train.plot import plot_curves
 
-__all__ = ["TrainConfig", "TrainResult", "fit", "plot_curves"]
+__all__ = ["Samples", "TrainConfig", "TrainResult", "fit", "plot_curves"]

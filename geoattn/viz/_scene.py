@@ -47,9 +47,7 @@ class Scene:
     front: NDArray[np.float64]
 
 
-def read_scene(
-    data: Data, label: ArrayLike | None, score: ArrayLike | None, names: Names | None, up: Up
-) -> Scene:
+def read_scene(data: Data, label: ArrayLike | None, score: ArrayLike | None, names: Names | None, up: Up) -> Scene:
     """Check the input of :func:`picture` and :func:`page` and bring it onto faces (or points of a cloud).
 
     Raises:
@@ -71,9 +69,7 @@ def read_scene(
         if face.ndim != 2 or face.shape[1] != 3:
             raise ValueError(f"data.face must be [3, F], got {list(data.face.shape)}")
         if face.min() < 0 or face.max() >= len(pos):
-            raise ValueError(
-                f"data.face has indices {face.min()} to {face.max()}, but there are {len(pos)} vertices"
-            )
+            raise ValueError(f"data.face has indices {face.min()} to {face.max()}, but there are {len(pos)} vertices")
 
     values = None if label is None else _per_element("label", label, len(pos), face)
     labels = None if values is None else _whole_numbers(values)
@@ -105,9 +101,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot write {path}: the folder {path.parent} does not exist; create it first"
-        )
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
@@ -120,9 +114,7 @@ def _array(values: Any) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _per_element(
-    field: str, values: ArrayLike, n: int, face: NDArray[np.int64] | None
-) -> NDArray[np.float64]:
+def _per_element(field: str, values: ArrayLike, n: int, face: NDArray[np.int64] | None) -> NDArray[np.float64]:
     """Values per face or per vertex, brought onto faces: labels by majority of corners, scores by mean."""
     array = _array(values).astype(np.float64)
     if array.ndim != 1:
@@ -134,9 +126,7 @@ def _per_element(
     if len(array) == len(face):
         return array
     if len(array) != n:
-        raise ValueError(
-            f"{field} has {len(array)} values, but the mesh has {len(face)} faces and {n} vertices"
-        )
+        raise ValueError(f"{field} has {len(array)} values, but the mesh has {len(face)} faces and {n} vertices")
     a, b, c = array[face].T
     # Three corners: either the last two agree, or the first is in every majority there can be.
     on_face: NDArray[np.float64] = np.where(b == c, b, a) if field == "label" else (a + b + c) / 3
@@ -146,9 +136,7 @@ def _per_element(
 def _whole_numbers(values: NDArray[np.float64]) -> NDArray[np.int64]:
     wrong = np.flatnonzero(values != np.round(values))
     if len(wrong):
-        raise ValueError(
-            f"label[{wrong[0]}] is {values[wrong[0]]}: labels are whole numbers; for scalars use score"
-        )
+        raise ValueError(f"label[{wrong[0]}] is {values[wrong[0]]}: labels are whole numbers; for scalars use score")
     return values.astype(np.int64)
 
 

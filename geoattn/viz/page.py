@@ -198,9 +198,7 @@ def _legend_entry(name: str | None, share: float) -> dict[str, Any]:
     return {"showlegend": True, "name": f"{_plain(name)}  {100 * share:.1f} %"}
 
 
-def _hover(
-    scene: Scene, element: str, member: NDArray[np.int64], name: str | None, repeat: int
-) -> dict[str, Any]:
+def _hover(scene: Scene, element: str, member: NDArray[np.int64], name: str | None, repeat: int) -> dict[str, Any]:
     """What hovering shows: name, number and score of each element."""
     lines = [] if name is None else ["<b>%{meta}</b>"]
     lines.append(f"{element} %{{customdata[0]}}")

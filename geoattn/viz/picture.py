@@ -208,9 +208,7 @@ class _Sheet:
             best = max(best, (min(wide, high), rows), key=lambda option: option[0])
         scale, rows = best
         if scale <= 0:
-            raise ValueError(
-                f"size {(self.width, self.height)} has no room for {len(views)} views; make it larger"
-            )
+            raise ValueError(f"size {(self.width, self.height)} has no room for {len(views)} views; make it larger")
 
         paper = np.ones((self.height, self.width, 3))
         tall = sum(scale * extent[row, 1].max() + caption + gap for row in rows) - gap
@@ -259,9 +257,7 @@ def _caption(view: str, camera: Array) -> str:
     return f"from {'-+'[int(camera[2, axis] > 0)]}{'xyz'[axis]}"
 
 
-def _draw(
-    paper: Array, scene: Scene, color: Array, camera: Array, scale: float, center: tuple[float, float]
-) -> None:
+def _draw(paper: Array, scene: Scene, color: Array, camera: Array, scale: float, center: tuple[float, float]) -> None:
     """Draw one view onto ``paper`` [H, W, 3], its middle at ``center`` (x right, y down, in pixels)."""
     space = scene.pos @ camera.T
     used = space if scene.face is None else space[np.unique(scene.face)]

@@ -29,14 +29,14 @@ class MeshCNNDataset(Dataset[Data]):
 
     Each item is a `Data` with ``pos`` ``[V, 3]``, ``face`` ``[3, F]``, ``name`` and
 
-    - segmentation: ``y``, a label from 0 per element (faces and vertices: the label most of their edges have, the
-      smallest where equal), ``edge_y`` ``[E]`` and ``edge_soft`` ``[E, K]``, edges numbered as in `geoattn.geometry.edges`;
+    - segmentation: ``y``, a label from 0 per labelled thing (faces and vertices: what most of their edges have, the
+      smallest where equal), ``edge_y`` ``[E]`` and ``edge_soft`` ``[E, K]``, edges as in `geoattn.geometry.edges`;
     - classification: ``y`` ``[1]``.
 
     Args:
         path: The folder or the zip file.
         split: ``"train"`` or ``"test"``, the authors' split.
-        element: What ``y`` labels in a segmentation set: ``"face"``, ``"vertex"`` or ``"edge"``.
+        labelled: What ``y`` labels in a segmentation set: ``"face"``, ``"vertex"`` or ``"edge"``.
         transform: Applied to each item when it is read.
 
     Attributes:
@@ -53,7 +53,7 @@ class MeshCNNDataset(Dataset[Data]):
         self,
         path: str | Path,
         split: str = "train",
-        element: Element = "face",
+        labelled: Element = "face",
         transform: Callable[[Data], Data] | None = None,
     ) -> None:
         if split not in ("train", "test"):
@@ -63,34 +63,29 @@ class MeshCNNDataset(Dataset[Data]):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such folder or zip file")
         if path.is_dir():
-            self._read(path, split, element)
+            self._read(path, split, labelled)
             return
         with tempfile.TemporaryDirectory() as folder:
             _extract(path, Path(folder))
-            self._read(Path(folder), split, element)
+            self._read(Path(folder), split, labelled)
 
-    def _read(self, path: Path, split: str, element: Element) -> None:
-        roots = [root for root in (path, *sorted(path.iterdir())) if root.is_dir()]
+    def _read(self, path: Path, split: str, labelled: Element) -> None:
+        roots = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
         for root in roots:
             if (root / split).is_dir() and (root / "seg").is_dir():
-                self.whole = False
                 files = _meshes(root / split)
-                self._items = [
-                    _segmented(file, root, element) for file in tqdm(files, f"reading {root.name}", leave=False)
-                ]
+                self._items = [_segmented(file, root, labelled) for file in tqdm(files, "reading meshes", leave=False)]
+                self.whole = False
                 count = self._items[0].edge_soft.size(1)
                 self.names = LABELS if count == len(LABELS) else tuple(str(i + 1) for i in range(count))
                 return
-            classes = [folder for folder in sorted(root.iterdir()) if (folder / split).is_dir()]
+        for root in roots:
+            classes = sorted(folder for folder in root.iterdir() if (folder / split).is_dir())
             if classes:
+                classified = [(file, label) for label, folder in enumerate(classes) for file in _meshes(folder / split)]
+                self._items = [_classified(*pair) for pair in tqdm(classified, "reading meshes", leave=False)]
                 self.whole = True
                 self.names = tuple(folder.name for folder in classes)
-                self._items = []
-                for label, folder in enumerate(tqdm(classes, f"reading {root.name}", leave=False)):
-                    for file in _meshes(folder / split):
-                        data = _mesh(file)
-                        data.y = torch.tensor([label])
-                        self._items.append(data)
                 return
         raise ValueError(
             f"{path}: expected {split}/*.obj with seg/*.eseg beside it, or <class>/{split}/*.obj; found neither"
@@ -128,7 +123,13 @@ def _mesh(file: Path) -> Data:
     return Data(pos=data.pos, face=data.face, name=file.stem)
 
 
-def _segmented(file: Path, root: Path, element: Element) -> Data:
+def _classified(file: Path, label: int) -> Data:
+    data = _mesh(file)
+    data.y = torch.tensor([label])
+    return data
+
+
+def _segmented(file: Path, root: Path, labelled: Element) -> Data:
     data = _mesh(file)
     topology = edges(data.face)
     count = topology.edge.size(1)
@@ -139,9 +140,9 @@ def _segmented(file: Path, root: Path, element: Element) -> Data:
     if int(data.edge_y.min()) < 0 or int(data.edge_y.max()) >= classes:
         raise LoadError(f"{root / 'seg' / file.stem}.eseg: labels must be 1 to {classes}")
 
-    if element == "edge":
+    if labelled == "edge":
         data.y = data.edge_y
-    elif element == "face":
+    elif labelled == "face":
         data.y = _majority(data.edge_y[topology.face_edge], classes)
     else:
         corners = element_corners(data.face, data.pos.size(0), "edge")

@@ -12,7 +12,7 @@
 | msh, vtk, vtu | meshio | label, scalar, color, normal, uv by these names; surface cells only |
 | npz | numpy | everything per vertex or per face |
 | xyz | numpy | color, normal |
-| las, laz | laspy (laz: ``pip install lazrs``) | color, label (classification), scalar (intensity) |
+| las, laz | laspy | color, label (classification), scalar (intensity) |
 | pcd | open3d (``pip install 'geoattn[open3d]'``) | color, normal |
 
 Archives (.zip) are not loaded: unpack them first. Nothing is ever unpickled.

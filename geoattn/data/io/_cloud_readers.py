@@ -90,7 +90,7 @@ def _is_color(values: Array) -> bool:
 
 
 def read_las(path: Path) -> Arrays:
-    """LAS and LAZ through laspy (LAZ needs a backend: ``pip install lazrs``).
+    """LAS and LAZ through laspy and lazrs.
 
     The classification becomes ``label``, the intensity ``scalar``, unless they are zero everywhere.
     """
@@ -99,7 +99,6 @@ def read_las(path: Path) -> Arrays:
     raw = path.read_bytes()
     points = _check_las(raw)
     if raw[104] & 0xC0:
-        require("lazrs", "laz")
         raw = _in_child(_UNPACK_LAZ, raw)
     las = laspy.read(BytesIO(raw))
     if len(las.points) != points:

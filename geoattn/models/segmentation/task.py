@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,13 +13,11 @@ from tqdm import tqdm
 from geoattn.data.transforms import MeshElements, RandomDeform
 from geoattn.metrics import Accuracy, MeanIoU, SoftEdgeAccuracy, edge_labels
 from geoattn.models.segmentation.surface_transformer import SurfaceTransformer
-from geoattn.train import TrainConfig, TrainResult, fit
-
-Meshes = Sequence[Data]
+from geoattn.train import Samples, TrainConfig, TrainResult, fit
 
 
 class Prepared:
-    """Meshes turned into elements once, each in several random deformations that take turns over the epochs.
+    """Samples turned into elements once, each in several random deformations that take turns over the epochs.
 
     Args:
         meshes: Labelled meshes.
@@ -31,7 +28,7 @@ class Prepared:
     """
 
     def __init__(
-        self, meshes: Meshes, transform: MeshElements, copies: int = 1, seed: int = 0, title: str = "preparing"
+        self, meshes: Samples, transform: MeshElements, copies: int = 1, seed: int = 0, title: str = "preparing"
     ) -> None:
         deform = RandomDeform(torch.Generator().manual_seed(seed))
         self.copies = copies
@@ -68,11 +65,11 @@ def accuracy(model: nn.Module, batch: Data) -> dict[str, tuple[Tensor, int]]:
 
 def train(
     model: SurfaceTransformer,
-    meshes: Meshes,
+    meshes: Samples,
     folder: str | Path,
     config: TrainConfig,
     *,
-    valid_meshes: Meshes | None = None,
+    valid_meshes: Samples | None = None,
     copies: int = 4,
     resume: bool = False,
 ) -> TrainResult:
@@ -80,7 +77,7 @@ def train(
 
     Args:
         model: Its config says what attends and what is labelled.
-        meshes: Meshes with ``pos``, ``face`` and ``y``, one label for each labelled thing or one in all.
+        meshes: Samples with ``pos``, ``face`` and ``y``, one label for each labelled thing or one in all.
         folder: Where checkpoints, history and curves go.
         config: How to train.
         valid_meshes: To measure accuracy on after each epoch.
@@ -94,7 +91,7 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: SurfaceTransformer, meshes: Meshes) -> dict[str, float]:
+def evaluate(model: SurfaceTransformer, meshes: Samples) -> dict[str, float]:
     """Measure on labelled meshes.
 
     Returns:

@@ -78,10 +78,7 @@ def windows(
     hidden = hidden.index_copy(0, key_slot, log_weight).view(runs, key_length, log_weight.size(1))
     score = score + hidden.transpose(1, 2).unsqueeze(2)
 
-    if key_length:
-        highest = score.detach().amax(-1, keepdim=True)
-    else:
-        highest = score.new_zeros(*score.shape[:-1], 1)
+    highest = score.detach().amax(-1, keepdim=True) if key_length else score.new_zeros(*score.shape[:-1], 1)
     highest = highest.where(highest > -torch.inf, 0)
     weight = (score - highest).exp()
     total = weight.sum(-1, keepdim=True)
