@@ -46,7 +46,7 @@ class MeshElements(BaseTransform):
       the elements and faces or edges are labelled, otherwise itself.
     - ``y`` ``[M]`` or ``[1]``, if the mesh has labels: one per labelled thing, or one for the whole mesh.
 
-    Elements keep the mesh's order; edges are numbered as in `geoattn.geometry.edges`.
+    Elements keep the mesh's order; edges are numbered as in `geoattn.geometry.edges`. All of it is made on the CPU.
 
     Args:
         element: What attends: ``"vertex"``, ``"face"`` or ``"edge"``.
@@ -75,8 +75,8 @@ class MeshElements(BaseTransform):
         """Apply to one mesh."""
         if data.pos is None or data.face is None or data.face.numel() == 0:
             raise ValueError("expected a mesh with pos [V, 3] and face [3, F], F > 0; a point cloud has no faces")
-        face, vertices = data.face, data.pos.size(0)
-        pos = normalize(data.pos.double(), face)
+        face, vertices = data.face.cpu(), data.pos.size(0)
+        pos = normalize(data.pos.double().cpu(), face)
         eigenvalues, eigenvectors = eigenbasis(pos, face, self.eigenpairs)
         heat = heat_descriptors(pos, vertex_normals(pos, face), vertex_areas(pos, face), eigenvalues, eigenvectors)
         spectral = biharmonic_embedding(eigenvalues, eigenvectors, 8)

@@ -74,7 +74,7 @@ def page(
     else:
         for value, (name, share) in scene.legend.items():
             draw(figure, scene, everything[scene.label == value], name, share)
-    figure.update_layout(**_layout(scene, title))
+    figure.update_layout(**_layout(title))
     body = figure.to_html(
         full_html=False,
         include_plotlyjs=True,
@@ -184,11 +184,15 @@ def _shade(scene: Scene, member: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _unit(scene: Scene) -> NDArray[np.float32]:
-    """The positions in -1 to 1: far from the origin, single precision would not do otherwise."""
+    """The positions with z up and the front towards -y, as plotly's turntable wants them, in -1 to 1.
+
+    Far from the origin, single precision would not do otherwise.
+    """
     used = scene.pos if scene.face is None else scene.pos[np.unique(scene.face)]
     low, high = used.min(0), used.max(0)
     half = max(float((high - low).max()) / 2, 1e-30)
-    unit: NDArray[np.float32] = ((scene.pos - (low + high) / 2) / half).astype(np.float32)
+    turned = (scene.pos - (low + high) / 2) @ np.stack([scene.right, -scene.front, scene.up], 1)
+    unit: NDArray[np.float32] = (turned / half).astype(np.float32)
     return unit
 
 
@@ -227,10 +231,9 @@ def _css(color: NDArray[np.float64]) -> list[str]:
     return [f"rgb({r},{g},{b})" for r, g, b in np.round(color * 255).astype(int).tolist()]
 
 
-def _layout(scene: Scene, title: str | None) -> dict[str, Any]:
+def _layout(title: str | None) -> dict[str, Any]:
     # One range for all axes: a cube is true to the data, and hiding a label does not move the view.
     axis = {"visible": False, "range": [-1.05, 1.05], "showspikes": False}
-    eye = 1.4 * scene.front + 0.6 * scene.right + 0.3 * scene.up
     layout: dict[str, Any] = {
         "scene": {
             "xaxis": axis,
@@ -238,10 +241,7 @@ def _layout(scene: Scene, title: str | None) -> dict[str, Any]:
             "zaxis": axis,
             "aspectmode": "cube",
             "dragmode": "turntable",
-            "camera": {
-                "eye": dict(zip("xyz", eye.tolist(), strict=True)),
-                "up": dict(zip("xyz", scene.up.tolist(), strict=True)),
-            },
+            "camera": {"eye": {"x": 0.6, "y": -1.4, "z": 0.3}, "up": {"x": 0, "y": 0, "z": 1}},
         },
         "margin": {"l": 0, "r": 0, "t": 50 if title else 0, "b": 0},
         "paper_bgcolor": "white",

@@ -230,7 +230,9 @@ def test_page_hover_belongs_to_the_face(tmp_path, ball):
         assert (label[faces] == value).all()
         np.testing.assert_allclose(shown, np.repeat(score[faces, None], 3, axis=1), atol=1e-6)
         drawn_at = np.stack([array(trace[axis]) for axis in "xyz"], axis=1)[corner]
-        np.testing.assert_allclose(drawn_at, ball.pos.numpy()[ball.face.numpy().T[faces]], atol=1e-5)
+        # The ball is y up; on the page z is up, and what looked along z looks along -y.
+        expected = ball.pos.numpy()[ball.face.numpy().T[faces]][..., [0, 2, 1]] * [1, -1, 1]
+        np.testing.assert_allclose(drawn_at, expected, atol=1e-5)
         seen.extend(faces)
     assert sorted(seen) == list(range(n))
 
@@ -254,12 +256,17 @@ def test_page_is_alone_and_names_cannot_run(tmp_path, ball):
 
 
 def test_page_looks_from_the_front_with_up_upwards(tmp_path):
+    """Plotly's turntable turns about z only: whatever is up in the file is z up on the page."""
     data, label = statue()
     for up in "xyz":
         page(data, tmp_path / "a.html", label=label, up=up)
-        layout = figure_of(tmp_path / "a.html")["layout"]["scene"]
-        assert layout["camera"]["up"] == {axis: float(axis == up) for axis in "xyz"}
-        assert layout["xaxis"]["range"] == layout["yaxis"]["range"] == layout["zaxis"]["range"]
+        figure = figure_of(tmp_path / "a.html")
+        scene = figure["layout"]["scene"]
+        assert scene["camera"]["up"] == {"x": 0, "y": 0, "z": 1}
+        assert scene["xaxis"]["range"] == scene["yaxis"]["range"] == scene["zaxis"]["range"]
+        shown = np.concatenate([array(trace["z"]) for trace in figure["data"]])
+        height = data.pos.numpy()[:, "xyz".index(up)]
+        assert np.ptp(shown) / np.ptp(height) == pytest.approx(2 / np.ptp(data.pos.numpy(), axis=0).max(), rel=1e-5)
 
 
 def test_page_of_a_large_mesh_shares_corners(tmp_path):

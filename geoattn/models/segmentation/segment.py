@@ -39,7 +39,7 @@ def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation
     Vertices at one place are treated as one, so that a mesh whose faces share no vertices (an STL) is a surface too.
     A mesh with more than 1.2 times the faces the network was trained on is simplified to that number first; its own
     faces, vertices or edges then get the label of the nearest one that looks the same way. The time of the network so
-    does not grow with the mesh.
+    does not grow with the mesh. The results are on the CPU.
 
     Args:
         data: A mesh with ``pos`` ``[V, 3]`` and ``face`` ``[3, F]``. It is not changed.
@@ -54,7 +54,7 @@ def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation
         raise ValueError("this network labels whole meshes, not their parts; call it directly")
     if data.face is None or data.face.numel() == 0:
         raise ValueError("expected a mesh with faces; a point cloud has none")
-    pos, face = data.pos.double(), data.face
+    pos, face = data.pos.double().cpu(), data.face.cpu()
     small, of_vertex = pos.unique(dim=0, return_inverse=True)
     small_face = of_vertex[face]
     simplified = face.size(1) > 1.2 * config.faces
