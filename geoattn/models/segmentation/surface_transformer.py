@@ -41,7 +41,7 @@ class SurfaceTransformerConfig:
     blocks: int = 4
     latents: int = 32
     expansion: int = 2
-    dropout: float = 0.1
+    dropout: float = 0.2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))  # JSON has lists
