@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument(
         "--hold-out", default="", help="validate on the training meshes whose names begin so (comma-separated)"
     )
+    task.add_argument("--patience", type=int, help="with --hold-out: stop after so many epochs without a better one")
     task.add_argument("--element", choices=ELEMENTS, default="vertex", help="what attends")
     task.add_argument("--labelled", choices=ELEMENTS, default="face", help="what gets labels")
     for name in ("channels", "blocks", "latents", "heads"):
@@ -227,6 +228,7 @@ def _train(arguments: argparse.Namespace) -> None:
         weight_decay=arguments.weight_decay,
         seed=arguments.seed,
         minutes=arguments.minutes,
+        patience=arguments.patience,
     )
     result = train_segmentation(
         model,
