@@ -32,18 +32,17 @@ class SurfaceAttention(nn.Module):
         channels: Features of an element.
         heads: Number of heads; divides ``channels``.
         reach: The distance at which :math:`\alpha` and :math:`\beta` begin to matter, in the unit of ``pos``.
-        dropout: Of the attention weights, in training.
 
     Shapes:
         ``x`` ``[N, channels]``, ``pos`` ``[N, 3]``, ``normal`` ``[N, 3]``, ``spectral`` ``[N, S]``, pattern of ``N``
         queries and keys; output ``[N, channels]``.
     """
 
-    def __init__(self, channels: int, heads: int = 4, reach: float = 0.2, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, heads: int = 4, reach: float = 0.2) -> None:
         super().__init__()
         if channels % heads:
             raise ValueError(f"heads must divide channels, got {heads} and {channels}")
-        self.channels, self.heads, self.reach, self.dropout = channels, heads, reach, dropout
+        self.heads, self.reach = heads, reach
         self.qkv = nn.Linear(channels, 3 * channels)
         self.geometry = nn.Linear(channels, 4 * heads)
         self.out = nn.Linear(channels + 4 * heads, channels)
@@ -75,7 +74,7 @@ class SurfaceAttention(nn.Module):
         key = torch.cat([key, place.expand(-1, self.heads, -1)], -1)
         value = torch.cat([value, torch.cat([p, n], -1).expand(-1, self.heads, -1)], -1)
 
-        found = attend(query, key, value, pattern, scale=1.0, dropout=self.dropout if self.training else 0.0)
+        found = attend(query, key, value, pattern, scale=1.0)
         found, mean_p, mean_n = found.split([found.size(-1) - 6, 3, 3], -1)
         offset = (mean_p - p) / self.reach
         directions = torch.stack([_length(offset), (offset * n).sum(-1), _length(mean_n), (mean_n * n).sum(-1)], -1)
