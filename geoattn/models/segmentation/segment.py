@@ -38,7 +38,7 @@ def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation
 
     Vertices at one place are treated as one, so that a mesh whose faces share no vertices (an STL) is a surface too.
     A mesh with more than 1.2 times the faces the network was trained on is simplified to that number first; its own
-    faces, vertices or edges then get the label of the nearest one that looks the same way. The time of the network so
+    faces, vertices or edges then get the average of the nearest four that look the same way. The time of the network so
     does not grow with the mesh. The results are on the CPU.
 
     Args:
@@ -70,8 +70,12 @@ def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation
 
     if simplified or config.labelled != "face":
         size = float((face_areas(small, small_face).sum() / small_face.size(1)).sqrt())
-        near = cKDTree(_places(small, small_face, config.labelled, size))
-        probability = probability[torch.from_numpy(near.query(_places(pos, face, config.labelled, size))[1])]
+        tree = cKDTree(_places(small, small_face, config.labelled, size))
+        nearest = range(1, min(4, probability.size(0)) + 1)
+        distance, index = map(torch.from_numpy, tree.query(_places(pos, face, config.labelled, size), nearest))
+        weight = (1 / (distance + 1e-3 * size)).float()
+        weight = (weight / weight.sum(1, keepdim=True)).unsqueeze(2)
+        probability = (weight * probability[index]).sum(1)
     score, label = probability.max(-1)
     return Segmentation(label, score, probability)
 
