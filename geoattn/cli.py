@@ -239,8 +239,10 @@ def _train(arguments: argparse.Namespace) -> None:
         copies=arguments.copies,
         resume=arguments.resume,
     )
+    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes have nothing to say
+        return
     print(f"{result.epoch} epochs in {result.minutes:.1f} minutes; checkpoint: {result.checkpoint}")
-    if int(os.environ.get("RANK", "0")) == 0 and not valid_meshes:
+    if valid_meshes is None:
         model = SurfaceTransformer.from_pretrained(result.checkpoint)
         _report(evaluate(model, _meshes(arguments, "test", arguments.labelled)), arguments.output / "test.json")
 
