@@ -262,7 +262,7 @@ def _draw(paper: Array, scene: Scene, color: Array, camera: Array, scale: float,
     space = scene.pos @ camera.T
     used = space if scene.face is None else space[np.unique(scene.face)]
     low, high = used.min(0), used.max(0)
-    radius = max(_point_radius(scene.pos) * scale, 1.0) if scene.face is None else 0.0
+    radius = max(_point_radius(scene.pos) * scale, 2.5) if scene.face is None else 0.0
     # The block of pixels around the shape, and the shape in its samples: x right, y down, z nearness 0 to 1.
     half = (high[:2] - low[:2]) * scale / 2 + radius + 1
     x0, y0 = (max(int(np.floor(center[i] - half[i])), 0) for i in (0, 1))
