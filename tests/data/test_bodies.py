@@ -7,18 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoattn.data.datasets.bodies import (
-    FAMILIES,
     LABELS,
-    LIMITS,
-    RELAXED,
     Bodies,
-    Skeleton,
     _cut_pinches,
     bone_parts,
     is_closed_surface,
-    random_angles,
     random_phenotype,
 )
+from geoattn.data.datasets.body_poses import FAMILIES, LIMITS, RELAXED, Skeleton, random_angles
 
 
 @pytest.fixture(scope="module")
