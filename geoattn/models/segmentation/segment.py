@@ -69,7 +69,7 @@ def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation
     model.train(was_training)
 
     if simplified or config.labelled != "face":
-        size = float((face_areas(small, small_face).sum() / small_face.size(1)).sqrt())
+        size = max(float((face_areas(small, small_face).sum() / small_face.size(1)).sqrt()), 1e-12)
         tree = cKDTree(_places(small, small_face, config.labelled, size))
         nearest = range(1, min(4, probability.size(0)) + 1)
         distance, index = map(torch.from_numpy, tree.query(_places(pos, face, config.labelled, size), nearest))
