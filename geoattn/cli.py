@@ -193,6 +193,8 @@ def _meshes(arguments: argparse.Namespace, split: str, labelled: Element) -> Mes
 def _train(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if (arguments.output / "last").exists() and not arguments.resume:
+        raise FileExistsError(f"{arguments.output} holds a run; give --resume to go on with it, or another --output")
     meshes = _meshes(arguments, "train", arguments.labelled)
     train_meshes: Samples = meshes
     valid_meshes: Samples | None = None
@@ -249,7 +251,13 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     model = SurfaceTransformer.from_pretrained(arguments.model)
-    _report(evaluate(model, _meshes(arguments, arguments.split, model.config.labelled)))
+    meshes = _meshes(arguments, arguments.split, model.config.labelled)
+    if (meshes.whole, meshes.names) != (model.config.whole, model.config.names):
+        raise ValueError(
+            f"{arguments.data} has the classes {', '.join(meshes.names)}, "
+            f"but {arguments.model} was trained for {', '.join(model.config.names)}"
+        )
+    _report(evaluate(model, meshes))
 
 
 def _report(figures: dict[str, float], path: Path | None = None) -> None:

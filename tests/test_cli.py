@@ -87,6 +87,15 @@ def test_mistakes_are_explained_in_one_line(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_checkpoint_is_not_measured_on_other_classes(tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / name / split).mkdir(parents=True)
+            export(trimesh.creation.box(), tmp_path / "pets" / name / split / "T1.obj")
+    assert main(["evaluate", "--data", str(tmp_path / "pets")]) == 2
+    assert "has the classes cat, dog, but" in capsys.readouterr().err
+
+
 def test_nothing_optional_is_imported_with_the_package():
     code = "import sys, geoattn; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
