@@ -1,0 +1,69 @@
+"""What a backend is given: one attention problem over compressed rows, already checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""One call of `geoattn.attend` over `Neighbors`.
+
+    Query ``i`` attends to the keys ``j = col[e]``, ``rowptr[i] <= e < rowptr[i + 1]``. Head ``h`` of the query uses
+    head ``h // (H / G)`` of a tensor with ``G`` heads. With :math:`k = key_j + edge\_key_e` and
+    :math:`v = value_j + edge\_value_e`, the score of edge ``e`` is ``scale * (query_i . k)``, or
+    ``sum_d att_d * leaky_relu(query_id + k_d)`` where ``att`` is given, plus ``bias_e`` plus ``log_weight_j``.
+
+    ``T`` is the type of the inputs; ``A`` is the type sums are made in: float64 for float64, else float32. The last
+    dimension of every tensor has stride 1; bias, log_weight, att, edge_key and edge_value are contiguous; query, key and
+    value may have any stride along nodes and heads.
+
+    Dropout keeps edge ``e`` in head ``h`` where word ``h % 4`` of Philox4x32-10 at counter
+    ``(e mod 2^32, e >> 32, h // 4, 0)`` with key ``(seed mod 2^32, seed >> 32)`` is at least
+    ``floor(dropout * 2^32)``, and multiplies what it keeps by ``1 / (1 - dropout)``.
+    """
+
+    query: Tensor  # [N, H, D] T
+    key: Tensor  # [M, G, D] T
+    value: Tensor  # [M, G, C] T
+    rowptr: Tensor  # [N + 1], int32 or int64
+    col: Tensor  # [E]
+    bias: Tensor | None  # [E, H or 1] A
+    log_weight: Tensor | None  # [M, H or 1] A
+    edge_key: Tensor | None  # [E, G', D] T, G' divides H
+    edge_value: Tensor | None  # [E, G', C] T
+    att: Tensor | None  # [H, D] A
+    scale: float
+    negative_slope: float
+    dropout: float
+    seed: int  # in [0, 2^63)
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """``A``, the type of sums, scores and the log-sum-exp."""
+        return torch.promote_types(self.query.dtype, torch.float32)
+
+
+class Transpose(NamedTuple):
+    """The same edges by key, ascending by query within a key: what gradients of keys are summed along."""
+
+    rowptr: Tensor  # [M + 1]
+    row: Tensor  # [E], query of every edge
+    order: Tensor  # [E], its position in Problem.col
+
+
+class Gradients(NamedTuple):
+    """Of the inputs of the same name, in their shapes and types; None where it was not asked for."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    bias: Tensor | None = None
+    log_weight: Tensor | None = None
+    edge_key: Tensor | None = None
+    edge_value: Tensor | None = None
+    att: Tensor | None = None

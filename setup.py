@@ -1,0 +1,56 @@
+"""Builds the optional CPU kernels: plain C++ without torch's headers, so one build serves every version of torch."""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("geoattn/ops/backends/csrc")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# attend.cpp is compiled once per instruction set; which one runs is decided when the library is loaded.
+INSTRUCTION_SETS = {
+    "base": [],
+    **({"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]} if X86 else {}),
+}
+
+
+class BuildKernels(build_ext):
+    """`build_ext` that compiles one source with several sets of flags."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link the kernels."""
+        objects = []
+        for name, flags in INSTRUCTION_SETS.items():
+            objects += self.compiler.compile(
+                [str(path) for path in sorted(CSRC.glob("simd_*.cpp"))],
+                output_dir=str(Path(self.build_temp) / name),
+                macros=[("GEOATTN_ISA", name)],
+                extra_postargs=ext.extra_compile_args + flags,
+                depends=ext.depends,
+            )
+        ext.extra_objects = objects
+        super().build_extension(ext)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """None: the library is loaded by ctypes and has no module initialiser."""
+        return []
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "geoattn.ops.backends._cpu",
+            sources=[str(path) for path in sorted(CSRC.glob("*.cpp")) if not path.name.startswith("simd_")],
+            depends=[str(path) for path in sorted(CSRC.glob("*"))],
+            # No -ffast-math: linked with it, gcc's start-up code makes the whole process flush denormals to zero.
+            extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden"],
+            optional=True,
+            py_limited_api=True,
+        )
+    ]
+    if sys.platform != "win32"
+    else [],
+    cmdclass={"build_ext": BuildKernels},
+)
