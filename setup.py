@@ -12,6 +12,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # attend.cpp is compiled once per instruction set; which one runs is decided when the library is loaded.
 INSTRUCTION_SETS = {
     "base": [],
+    # From the lowest up: where two objects hold the same inline function, the linker takes the first.
     **({"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]} if X86 else {}),
 }
 
@@ -45,7 +46,8 @@ setup(
             sources=[str(path) for path in sorted(CSRC.glob("*.cpp")) if not path.name.startswith("simd_")],
             depends=[str(path) for path in sorted(CSRC.glob("*"))],
             # No -ffast-math: linked with it, gcc's start-up code makes the whole process flush denormals to zero.
-            extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden"],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden"],
+            extra_link_args=["-s"] if sys.platform == "linux" else [],
             optional=True,
             py_limited_api=True,
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
-from geoattn.ops.backends import reference
+from geoattn.ops.backends import fused, reference
+from geoattn.ops.backends.choose import BACKENDS, choose
+from geoattn.ops.backends.problem import Problem
 from geoattn.patterns import Neighbors, Windows
 
 Pattern = Neighbors | Windows
@@ -23,6 +26,10 @@ def attend(
     dropout: float = ...,
     *,
     key_weight: Tensor | None = ...,
+    edge_key: Tensor | None = ...,
+    edge_value: Tensor | None = ...,
+    att: Tensor | None = ...,
+    negative_slope: float = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -38,6 +45,10 @@ def attend(
     dropout: float = ...,
     *,
     key_weight: Tensor | None = ...,
+    edge_key: Tensor | None = ...,
+    edge_value: Tensor | None = ...,
+    att: Tensor | None = ...,
+    negative_slope: float = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -52,16 +63,32 @@ def attend(
     dropout: float = 0.0,
     *,
     key_weight: Tensor | None = None,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
+    att: Tensor | None = None,
+    negative_slope: float = 0.2,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Softmax attention of every query over the keys its pattern names.
 
     .. math::
         o_i = \sum_{j \in \mathcal{N}(i)} \operatorname{softmax}_j
-        \bigl(s \, q_i^\top k_j + b_{ij} + \log w_j\bigr) \, v_j
+        \bigl(s_{ij} + b_{ij} + \log w_j\bigr) \, (v_j + e^v_{ij}), \qquad
+        s_{ij} = \text{scale} \cdot q_i^\top (k_j + e^k_{ij})
+
+    or, where ``att`` is given, with the additive scores of GATv2 (Brody et al. 2022, eq. 7)
+
+    .. math::
+        s_{ij} = a^\top \operatorname{LeakyReLU}(q_i + k_j + e^k_{ij}),
+
+    which are those of GAT (Velickovic et al. 2018) where ``D`` is 1 and queries and keys are the two halves of its
+    score. With ``edge_key`` and ``edge_value`` the same tensor, dot products are those of the graph transformer of Shi
+    et al. (2021, eq. 3 and 4), PyG's ``TransformerConv``.
 
     A query without keys, or all of whose scores are :math:`-\infty`, gives zeros. Half types are accumulated in
-    float32. Differentiable any number of times.
+    float32. Differentiable any number of times: first derivatives are fused and store nothing per edge, higher ones
+    run the plain formulas. The same input gives the same bits, run after run and for any number of threads on a CPU.
+    Under autocast, queries, keys, values and edge terms are cast to its type. See `geoattn.backends` for what runs.
 
     Args:
         query: ``[N, H, D]``.
@@ -70,11 +97,16 @@ def attend(
         pattern: Who attends to whom: `Neighbors` or `Windows`, of ``N`` queries and ``M`` keys.
         bias: Added to the scores: per edge and head for `Neighbors`, ``[E, H]`` or ``[E, 1]``, in the order of
             ``pattern.col`` (see `Neighbors.reorder_edges`). `Windows` takes none.
-        scale: Factor ``s`` of the dot product; default ``1 / sqrt(D)``.
+        scale: Factor of the dot product; default ``1 / sqrt(D)``. Additive scores have none.
         dropout: Probability with which an attention weight is zeroed (the others are scaled up). It applies
-            whenever it is not 0: pass 0 in evaluation.
+            whenever it is not 0: pass 0 in evaluation. Seeded by torch's default generator.
         key_weight: Weight ``w`` of every key, not negative, ``[M]`` or ``[M, H]``, such as an area or a
             quadrature weight; 0 hides the key.
+        edge_key: Added to the key of every edge, ``[E, G', D]`` with ``G'`` dividing ``H``, in the order of
+            ``pattern.col``, for `Neighbors`.
+        edge_value: Added to the value of every edge, ``[E, G', C]``, likewise.
+        att: Attention vector of additive scores, ``[H, D]``, for `Neighbors`.
+        negative_slope: Slope of the LeakyReLU of additive scores.
         return_lse: Also return the log-sum-exp of each query's scores, ``[N, H]`` (``-inf`` where empty).
 
     Returns:
@@ -83,6 +115,7 @@ def attend(
 
     Raises:
         ValueError: If shapes, types or devices do not fit together, or ``dropout`` is outside ``[0, 1)``.
+        RuntimeError: If a backend was forced that cannot take the call.
 
     Example:
         >>> import torch, geoattn
@@ -91,13 +124,47 @@ def attend(
         >>> geoattn.attend(q, k, v, pattern).shape
         torch.Size([100, 4, 32])
     """
-    _check(query, key, value, pattern, bias, dropout, key_weight)
+    query, key, value, edge_key, edge_value = fused.autocast(  # type: ignore[assignment]
+        query.device.type, query, key, value, edge_key, edge_value
+    )
+    _check(query, key, value, pattern, bias, dropout, key_weight, edge_key, edge_value, att)
     if scale is None:
         scale = query.size(-1) ** -0.5
+    sum_dtype = torch.promote_types(query.dtype, torch.float32)
+    log_weight = None
+    if key_weight is not None:
+        log_weight = reference.log(key_weight.to(sum_dtype))
+        log_weight = log_weight.unsqueeze(1) if log_weight.dim() == 1 else log_weight
     if isinstance(pattern, Windows):
-        out, lse = reference.windows(query, key, value, pattern, scale, dropout, key_weight)
+        out, lse = reference.windows(query, key, value, pattern, scale, dropout, log_weight)
+        return (out, lse) if return_lse else out
+
+    problem = Problem(
+        query=query,
+        key=key,
+        value=value,
+        rowptr=pattern.rowptr,
+        col=pattern.col,
+        bias=None if bias is None else bias.to(sum_dtype),
+        log_weight=log_weight,
+        edge_key=edge_key,
+        edge_value=edge_value,
+        att=None if att is None else att.to(sum_dtype),
+        scale=scale,
+        negative_slope=negative_slope,
+        dropout=dropout,
+        seed=torch.randint(2**63 - 1, ()) if dropout else None,
+    )
+    backend = choose(problem)
+    if backend in fused.BACKENDS:
+        along_keys = torch.is_grad_enabled() and (
+            key.requires_grad or value.requires_grad or (log_weight is not None and log_weight.requires_grad)
+        )
+        columns = pattern.transpose if along_keys else None
+        transpose = [] if columns is None else [columns.rowptr, columns.col, columns.edge_order]
+        out, lse = fused.attend(*problem, transpose, backend)
     else:
-        out, lse = reference.neighbors(query, key, value, pattern, bias, scale, dropout, key_weight)
+        out, lse = BACKENDS[backend].forward(problem)
     return (out, lse) if return_lse else out
 
 
@@ -109,6 +176,9 @@ def _check(
     bias: Tensor | None,
     dropout: float,
     key_weight: Tensor | None,
+    edge_key: Tensor | None,
+    edge_value: Tensor | None,
+    att: Tensor | None,
 ) -> None:
     shapes = f"got query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if not query.dim() == key.dim() == value.dim() == 3:
@@ -128,18 +198,46 @@ def _check(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     heads = query.size(1)
-    if bias is not None:
-        if isinstance(pattern, Windows):
-            raise ValueError("Windows takes no bias; write its pairs out with pattern.to_neighbors()")
-        if bias.dim() != 2 or bias.size(0) != pattern.num_edges or bias.size(1) not in (1, heads):
-            raise ValueError(f"expected bias [{pattern.num_edges}, {heads}], got {tuple(bias.shape)}")
+    if isinstance(pattern, Windows):
+        for name, term in (("bias", bias), ("edge_key", edge_key), ("edge_value", edge_value), ("att", att)):
+            if term is not None:
+                raise ValueError(f"Windows takes no {name}; write its pairs out with pattern.to_neighbors()")
+        index = pattern.query_ptr
+    else:
+        _check_edges(heads, key, value, pattern, bias, edge_key, edge_value, att)
+        index = pattern.col
     if key_weight is not None and key_weight.shape not in ((key.size(0),), (key.size(0), heads)):
         raise ValueError(
             f"expected key_weight [{key.size(0)}] or [{key.size(0)}, {heads}], got {tuple(key_weight.shape)}"
         )
-    index = pattern.query_ptr if isinstance(pattern, Windows) else pattern.col
     if not query.device == key.device == value.device == index.device:
         raise ValueError(
             f"query, key, value and pattern must be on one device, got {query.device}, {key.device}, "
             f"{value.device} and {index.device}"
         )
+
+
+def _check_edges(
+    heads: int,
+    key: Tensor,
+    value: Tensor,
+    pattern: Neighbors,
+    bias: Tensor | None,
+    edge_key: Tensor | None,
+    edge_value: Tensor | None,
+    att: Tensor | None,
+) -> None:
+    edges = pattern.num_edges
+    if bias is not None and (bias.dim() != 2 or bias.size(0) != edges or bias.size(1) not in (1, heads)):
+        raise ValueError(f"expected bias [{edges}, {heads}] or [{edges}, 1], got {tuple(bias.shape)}")
+    for name, term, last in (("edge_key", edge_key, key.size(2)), ("edge_value", edge_value, value.size(2))):
+        if term is None:
+            continue
+        if term.dim() != 3 or term.size(0) != edges or term.size(2) != last or heads % max(term.size(1), 1):
+            raise ValueError(
+                f"expected {name} [{edges}, G', {last}] with G' dividing {heads}, got {tuple(term.shape)}"
+            )
+        if term.dtype != key.dtype:
+            raise ValueError(f"{name} must have the type of key, {key.dtype}, got {term.dtype}")
+    if att is not None and att.shape != (heads, key.size(2)):
+        raise ValueError(f"expected att [{heads}, {key.size(2)}], got {tuple(att.shape)}")

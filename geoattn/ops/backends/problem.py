@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     r"""One call of `geoattn.attend` over `Neighbors`.
 
     Query ``i`` attends to the keys ``j = col[e]``, ``rowptr[i] <= e < rowptr[i + 1]``. Head ``h`` of the query uses
@@ -40,7 +38,7 @@ class Problem:
     scale: float
     negative_slope: float
     dropout: float
-    seed: int  # in [0, 2^63)
+    seed: int | Tensor | None  # in [0, 2^63); a number wherever a kernel is called, None without dropout
 
     @property
     def sum_dtype(self) -> torch.dtype:

@@ -9,27 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geoattn.patterns import Neighbors, Windows
+from geoattn.ops.backends import philox
+from geoattn.ops.backends.problem import Problem
+from geoattn.patterns import Windows
 
 
-def neighbors(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Neighbors,
-    bias: Tensor | None,
-    scale: float,
-    dropout: float,
-    key_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Attention over CSR rows: gather the keys of every edge, softmax over each row, sum the values."""
-    query_, key_, value_ = _accumulated(query, key, value)
-    row, col = pattern.row, pattern.col
-    score = (query_.index_select(0, row) * key_.index_select(0, col)).sum(-1) * scale
-    if bias is not None:
-        score = score + bias.to(score.dtype)
-    if key_weight is not None:
-        score = score + _log(key_weight, score).index_select(0, col)
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Attention over CSR rows: gather the keys of every edge, softmax over each row, sum the values.
+
+    Returns:
+        ``[N, H, C]`` in the type of the query, and the log-sum-exp of every row, ``[N, H]``.
+    """
+    query, value = problem.query, _per_head(problem.value, problem)
+    row, col = row_of_edges(problem), problem.col
+    score = scores(problem, row)
 
     index = row.long().unsqueeze(1).expand_as(score)
     highest = score.detach().new_full(query.shape[:2], -torch.inf)
@@ -37,13 +30,55 @@ def neighbors(
     highest = highest.where(highest > -torch.inf, 0)
     weight = (score - highest.index_select(0, row)).exp()
     total = torch.zeros_like(highest).index_add(0, row, weight)
-    lse = _log(total, score) + highest
-    weight = weight / total.where(total > 0, 1).index_select(0, row)
+    lse = log(total) + highest
+    weight = dropped(weight / total.where(total > 0, 1).index_select(0, row), problem)
 
-    weight = F.dropout(weight, dropout) if dropout else weight
-    message = weight.unsqueeze(-1) * value_.index_select(0, col)
+    message = value.index_select(0, col)
+    if problem.edge_value is not None:
+        message = message + _per_head(problem.edge_value, problem)
+    message = weight.unsqueeze(-1) * message
     out = message.new_zeros(*query.shape[:2], value.size(2)).index_add(0, row, message)
     return out.to(query.dtype), lse
+
+
+def row_of_edges(problem: Problem) -> Tensor:
+    """Query of every edge, ``[E]``."""
+    rowptr = problem.rowptr
+    query = torch.arange(rowptr.numel() - 1, dtype=rowptr.dtype, device=rowptr.device)
+    return query.repeat_interleave(rowptr.diff(), output_size=problem.col.numel())
+
+
+def scores(problem: Problem, row: Tensor) -> Tensor:
+    """Score of every edge and head, ``[E, H]``; ``row`` is `row_of_edges`."""
+    query = problem.query.to(problem.sum_dtype).index_select(0, row)
+    key = _per_head(problem.key, problem).index_select(0, problem.col)
+    if problem.edge_key is not None:
+        key = key + _per_head(problem.edge_key, problem)
+    if problem.att is None:
+        score = (query * key).sum(-1) * problem.scale
+    else:
+        score = (F.leaky_relu(query + key, problem.negative_slope) * problem.att).sum(-1)
+    if problem.bias is not None:
+        score = score + problem.bias
+    if problem.log_weight is not None:
+        score = score + problem.log_weight.index_select(0, problem.col)
+    return score
+
+
+def dropped(weight: Tensor, problem: Problem) -> Tensor:
+    """Dropout of attention weights ``[E, H]``."""
+    if not problem.dropout:
+        return weight
+    edges = torch.arange(weight.size(0), device=weight.device)
+    kept = philox.keep(edges, weight.size(1), problem.dropout, problem.seed)
+    return weight * kept / (1 - problem.dropout)
+
+
+def _per_head(x: Tensor, problem: Problem) -> Tensor:
+    """In the type sums are made in, with as many heads as the query."""
+    groups = problem.query.size(1) // x.size(1)
+    x = x.to(problem.sum_dtype)
+    return x if groups == 1 else x.repeat_interleave(groups, 1)
 
 
 def windows(
@@ -53,7 +88,7 @@ def windows(
     pattern: Windows,
     scale: float,
     dropout: float,
-    key_weight: Tensor | None,
+    log_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention in runs: pad them to the longest, multiply, mask what was padded."""
     query_, key_, value_ = _accumulated(query, key, value)
@@ -71,9 +106,8 @@ def windows(
     v = padded(value_, key_slot, key_length).transpose(1, 2)
     score = q @ k.transpose(2, 3) * scale
 
-    log_weight = key_.new_zeros(key.size(0), 1)
-    if key_weight is not None:
-        log_weight = _log(key_weight, score)
+    if log_weight is None:
+        log_weight = key_.new_zeros(key.size(0), 1)
     hidden = key_.new_full((runs * key_length, log_weight.size(1)), -torch.inf)
     hidden = hidden.index_copy(0, key_slot, log_weight).view(runs, key_length, log_weight.size(1))
     score = score + hidden.transpose(1, 2).unsqueeze(2)
@@ -82,7 +116,7 @@ def windows(
     highest = highest.where(highest > -torch.inf, 0)
     weight = (score - highest).exp()
     total = weight.sum(-1, keepdim=True)
-    lse = _log(total, score) + highest
+    lse = log(total) + highest
     weight = weight / total.where(total > 0, 1)
 
     weight = F.dropout(weight, dropout) if dropout else weight
@@ -100,10 +134,8 @@ def _accumulated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-def _log(weight: Tensor, score: Tensor) -> Tensor:
-    """Logarithm, ``[M, 1 or H]`` from ``[M]``, ``-inf`` at 0 with a gradient of 0 there instead of NaN."""
-    weight = weight.to(score.dtype)
-    weight = weight.unsqueeze(1) if weight.dim() == 1 else weight
+def log(weight: Tensor) -> Tensor:
+    """Logarithm, ``-inf`` at 0 with a gradient of 0 there instead of NaN."""
     positive = weight > 0
     return weight.where(positive, 1).log().where(positive, -torch.inf)
 

@@ -1,0 +1,84 @@
+"""Which backend runs: chosen per call, inspectable, and forceable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from geoattn.ops.backends import chunked, cpu, reference, torch_scatter, triton
+from geoattn.ops.backends.problem import Problem
+
+BACKENDS: dict[str, ModuleType] = {
+    "triton": triton,
+    "cpu": cpu,
+    "torch": chunked,
+    "torch_scatter": torch_scatter,
+    "reference": reference,
+}
+# What is tried in turn where nothing is forced; the last one takes everything.
+_PREFERRED = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
+_forced: str | None = None
+
+
+def backends() -> dict[str, str]:
+    """Every backend of `geoattn.attend` and whether it can run here: ``"available"``, or why not.
+
+    - ``triton``: fused kernels for CUDA.
+    - ``cpu``: compiled kernels for CPUs, built on installation where there is a C++ compiler.
+    - ``torch``: plain torch in chunks of rows, recomputed in the backward pass; runs anywhere.
+    - ``torch_scatter``: the plain formulas over torch-scatter's kernels, for comparison.
+    - ``reference``: the plain formulas; stores every edge, defines the truth.
+
+    Without `backend`, a call runs on the first of triton, cpu and torch that takes its device and type.
+
+    Example:
+        >>> geoattn.backends()["torch"]
+        'available'
+    """
+    return {name: module.unavailable() or "available" for name, module in BACKENDS.items()}
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force every `geoattn.attend` inside the ``with`` block onto one backend.
+
+    The choice holds for the whole process, so other threads see it too. A call the backend cannot take raises a
+    RuntimeError that says why.
+
+    Args:
+        name: A key of `backends`.
+
+    Raises:
+        ValueError: If there is no backend of this name.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced() -> str | None:
+    """The backend that `backend` forces, if any."""
+    return _forced
+
+
+def choose(problem: Problem) -> str:
+    """Name of the backend for ``problem``.
+
+    Raises:
+        RuntimeError: If the forced backend cannot take it.
+    """
+    if _forced is not None:
+        reason = BACKENDS[_forced].unavailable(problem)
+        if reason is not None:
+            raise RuntimeError(f"backend {_forced!r} was asked for, but {reason}")
+        return _forced
+    for name in _PREFERRED.get(problem.query.device.type, ()):
+        if BACKENDS[name].unavailable(problem) is None:
+            return name
+    return "torch"

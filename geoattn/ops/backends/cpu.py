@@ -1,0 +1,179 @@
+"""The compiled kernels for CPUs: finding them, and attention through them.
+
+They are built by ``pip install`` where there is a compiler and are absent where there is none. The library has a plain C
+interface and knows nothing of torch, so one build serves every version; it runs on torch's own threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+
+_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+_INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
+
+
+_LIBRARY = next((ctypes.CDLL(str(path)) for path in Path(__file__).parent.glob("_cpu*.so")), None)
+
+
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None where they were not built."""
+    return _LIBRARY
+
+
+@cache
+def function(name: str) -> Callable[..., int]:
+    """The kernel ``name`` for the best instruction set that torch finds on this machine."""
+    found = library()
+    wanted = _INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), "base")
+    return getattr(found, f"{name}_{wanted}", None) or getattr(found, f"{name}_base")
+
+
+def unavailable(problem: Problem | None = None) -> str | None:
+    """Why the kernels cannot run (``problem``), in a sentence; None if they can."""
+    if library() is None:
+        return "the CPU kernels were not built; install a C++ compiler, then `pip install --force-reinstall geoattn`"
+    if problem is not None and problem.query.device.type != "cpu":
+        return f"the CPU kernels do not run on {problem.query.device.type}"
+    if problem is not None and problem.query.dtype not in _DTYPES:
+        return f"the CPU kernels do not take {problem.query.dtype}"
+    return None
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Output ``[N, H, C]`` and log-sum-exp ``[N, H]``.
+
+    Raises:
+        IndexError: If a key is out of range.
+    """
+    query, heads = problem.query, problem.query.size(1)
+    out = query.new_empty(query.size(0), heads, problem.value.size(2))
+    lse = query.new_empty(query.size(0), heads, dtype=problem.sum_dtype)
+    call, kept = _call(problem, out, lse)
+    _run("geoattn_attend_forward", call)
+    del kept
+    return out, lse
+
+
+def backward(
+    problem: Problem,
+    transpose: Transpose | None,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    needs: Sequence[str],
+) -> Gradients:
+    """Gradients of the inputs named in ``needs``; those of keys and values need the ``transpose``.
+
+    Raises:
+        IndexError: If a key is out of range.
+    """
+    grads = {}
+    for name in needs:
+        grads[name] = torch.empty_like(getattr(problem, name), memory_format=torch.contiguous_format)
+    call, kept = _call(problem, out, lse)
+    grad_out = _unit_stride(grad_out)
+    call.grad_out, call.grad_out_stride = grad_out.data_ptr(), _strides(grad_out)
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
+        call.grad_lse = grad_lse.data_ptr()
+    if transpose is not None:
+        # The kernels read one type of index.
+        moved = [t.to(problem.col.dtype).contiguous() for t in transpose]
+        call.t_rowptr, call.t_row, call.t_order = (t.data_ptr() for t in moved)
+    for name, grad in grads.items():
+        setattr(call, f"grad_{name}", grad.data_ptr())
+    _run("geoattn_attend_backward", call)
+    del kept
+    return Gradients(**grads)
+
+
+class _Call(ctypes.Structure):
+    """Mirrors ``Call`` in csrc/simd_attend.cpp."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("queries", "keys", "edges", "heads", "key_heads", "dim", "width")],
+        *[(name, ctypes.c_void_p) for name in ("query", "key", "value")],
+        *[(f"{name}_stride", ctypes.c_int64 * 2) for name in ("query", "key", "value")],
+        *[(name, ctypes.c_void_p) for name in ("rowptr", "col")],
+        *[(name, ctypes.c_void_p) for name in ("bias", "log_weight", "edge_key", "edge_value", "att")],
+        *[(f"{name}_heads", ctypes.c_int64) for name in ("bias", "weight", "edge_key", "edge_value")],
+        *[(name, ctypes.c_double) for name in ("scale", "negative_slope", "dropout")],
+        ("seed", ctypes.c_uint64),
+        *[(name, ctypes.c_void_p) for name in ("out", "lse", "t_rowptr", "t_row", "t_order", "grad_out", "grad_lse")],
+        ("grad_out_stride", ctypes.c_int64 * 2),
+        *[(f"grad_{name}", ctypes.c_void_p) for name in Gradients._fields],
+        *[(name, ctypes.c_int64) for name in ("dtype", "wide_index", "threads")],
+    ]
+
+
+def _call(problem: Problem, out: Tensor, lse: Tensor) -> tuple[_Call, list[Tensor]]:
+    """The call, and the tensors whose memory it points to."""
+    query, key, value = (_unit_stride(t) for t in (problem.query, problem.key, problem.value))
+    rowptr, col, out, lse = (t.contiguous() for t in (problem.rowptr, problem.col, out, lse))
+    call = _Call(
+        queries=query.size(0),
+        keys=key.size(0),
+        edges=col.numel(),
+        heads=query.size(1),
+        key_heads=key.size(1),
+        dim=query.size(2),
+        width=value.size(2),
+        query=query.data_ptr(),
+        key=key.data_ptr(),
+        value=value.data_ptr(),
+        query_stride=_strides(query),
+        key_stride=_strides(key),
+        value_stride=_strides(value),
+        rowptr=rowptr.data_ptr(),
+        col=col.data_ptr(),
+        scale=problem.scale,
+        negative_slope=problem.negative_slope,
+        dropout=problem.dropout,
+        seed=int(problem.seed),
+        out=out.data_ptr(),
+        lse=lse.data_ptr(),
+        dtype=_DTYPES.index(query.dtype),
+        wide_index=col.dtype == torch.int64,
+        threads=torch.get_num_threads(),
+    )
+    kept = [query, key, value, rowptr, col, out, lse]
+    for name, heads in (
+        ("bias", "bias_heads"),
+        ("log_weight", "weight_heads"),
+        ("edge_key", "edge_key_heads"),
+        ("edge_value", "edge_value_heads"),
+        ("att", None),
+    ):
+        term = getattr(problem, name)
+        if term is not None:
+            term = term.contiguous()
+            kept.append(term)
+            setattr(call, name, term.data_ptr())
+            if heads:
+                setattr(call, heads, term.size(1))
+    return call, kept
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 or x.numel() == 0 else x.contiguous()
+
+
+def _strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * 2)(x.stride(0), x.stride(1))
+
+
+def _run(name: str, call: _Call) -> None:
+    error = function(name)(ctypes.byref(call))
+    if error == 1:
+        raise IndexError(f"the pattern names a key outside [0, {call.keys}) or a query outside [0, {call.queries})")
+    if error:
+        raise IndexError(f"rowptr of the pattern does not rise from 0 to {call.edges}")

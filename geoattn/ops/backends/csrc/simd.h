@@ -1,0 +1,210 @@
+// Vectors of the instruction set this file is compiled for: loads, folds, exp. GCC and Clang vector extensions, so that
+// one source serves SSE2, AVX2, AVX-512 and NEON.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define GEOATTN_PASTE_(a, b) a##b
+#define GEOATTN_PASTE(a, b) GEOATTN_PASTE_(a, b)
+// Everything here exists once per instruction set, each in a namespace of its own: the linker must not merge them.
+#define GEOATTN_NAMESPACE GEOATTN_PASTE(geoattn_, GEOATTN_ISA)
+#define GEOATTN_EXPORT(name) \
+  extern "C" __attribute__((visibility("default"))) int GEOATTN_PASTE(name##_, GEOATTN_ISA)
+#define INLINE inline __attribute__((always_inline))
+
+namespace GEOATTN_NAMESPACE {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+struct bf16 {
+  uint16_t bits;
+  bf16() = default;
+  // Rounds to nearest even; NaN stays NaN.
+  explicit bf16(float x) {
+    uint32_t u;
+    std::memcpy(&u, &x, 4);
+    bits = x != x ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+  }
+  explicit operator float() const {
+    const uint32_t u = static_cast<uint32_t>(bits) << 16;
+    float x;
+    std::memcpy(&x, &u, 4);
+    return x;
+  }
+};
+using f16 = _Float16;
+
+// The type sums are made in.
+template <class T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumOf<T>::type;
+
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kBytes)));
+  typedef int32_t mask __attribute__((vector_size(kBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kBytes)));
+  typedef int64_t mask __attribute__((vector_size(kBytes)));
+};
+template <class A>
+using Vec = typename VectorOf<A>::type;
+template <class A>
+using Mask = typename VectorOf<A>::mask;
+template <class A>
+constexpr int kWidth = kBytes / sizeof(A);
+
+template <class A>
+INLINE Vec<A> splat(A x) {
+  return x - Vec<A>{};
+}
+
+// W elements of any storage type, as sums.
+INLINE Vec<float> load(const float* p) {
+  Vec<float> x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+INLINE Vec<double> load(const double* p) {
+  Vec<double> x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+INLINE Vec<float> load(const bf16* p) {
+  typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
+  typedef uint32_t Whole __attribute__((vector_size(kBytes)));
+  Half x;
+  std::memcpy(&x, p, sizeof x);
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(x, Whole) << 16);
+}
+INLINE Vec<float> load(const f16* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vec<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  Vec<float> x;
+  for (int i = 0; i < kWidth<float>; ++i) x[i] = static_cast<float>(p[i]);
+  return x;
+#endif
+}
+
+// The first n < W elements, zeros after them; reads no byte beyond.
+template <class T>
+INLINE Vec<Sum<T>> load_part(const T* p, int n) {
+  T part[kWidth<Sum<T>>] = {};
+  for (int i = 0; i < n; ++i) part[i] = p[i];
+  return load(part);
+}
+#if defined(__AVX512F__)
+INLINE Vec<float> load_part(const float* p, int n) {
+  return reinterpret_cast<Vec<float>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+INLINE Vec<float> load_part(const bf16* p, int n) {
+  const __m256i x = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+  return reinterpret_cast<Vec<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+INLINE Vec<float> load_part(const f16* p, int n) {
+  const __m256i x = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+  return reinterpret_cast<Vec<float>>(_mm512_cvtph_ps(x));
+}
+#endif
+
+template <class A>
+INLINE void store(A* p, Vec<A> x) {
+  std::memcpy(p, &x, sizeof x);
+}
+template <class A>
+INLINE void store_part(A* p, Vec<A> x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = x[i];
+}
+
+// Lane l takes, of a where bit S of l is 0 and of b where it is 1, its own lane plus the lane across S.
+template <int S, class V, int... L>
+INLINE V fold_(V a, V b, std::integer_sequence<int, L...>) {
+  constexpr int W = sizeof...(L);
+  const V own = __builtin_shufflevector(a, b, ((L & S) ? W + L : L)...);
+  const V across = __builtin_shufflevector(a, b, ((L & S) ? W + (L ^ S) : (L ^ S))...);
+  return own + across;
+}
+template <int S, class A>
+INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {
+  return fold_<S>(a, b, std::make_integer_sequence<int, kWidth<A>>{});
+}
+
+// Lane l of the result is the sum of the lanes of leaf(first + l), for l < 2^Levels.
+template <int Levels, class A, class Leaf>
+INLINE Vec<A> tree(const Leaf& leaf, int first) {
+  if constexpr (Levels == 0) {
+    return leaf(first);
+  } else {
+    constexpr int S = 1 << (Levels - 1);
+    const Vec<A> a = tree<Levels - 1, A>(leaf, first);
+    const Vec<A> b = tree<Levels - 1, A>(leaf, first + S);
+    return fold<S, A>(a, b);
+  }
+}
+template <int S, class A>
+INLINE Vec<A> fold_rest(Vec<A> x) {
+  if constexpr (S < kWidth<A>) {
+    return fold_rest<2 * S, A>(fold<S, A>(x, x));
+  } else {
+    return x;
+  }
+}
+template <class A>
+INLINE A sum_lanes(Vec<A> x) {
+  return fold_rest<1, A>(x)[0];
+}
+
+constexpr int log2i(int n) { return n <= 1 ? 0 : 1 + log2i(n / 2); }
+
+INLINE Vec<float> exp(Vec<float> x) {
+  // exp(x) = 2^n exp(r), |r| <= ln 2 / 2; below -87.3, where the result would be denormal, 0.
+  const Mask<float> alive = ~(x <= -87.3f);  // of NaN too
+  x = alive ? x : splat(-87.3f);
+  x = x > 88.7f ? splat(88.7f) : x;
+  const Vec<float> shifted = x * 1.44269504f + 12582912.0f;
+  const Vec<float> n = shifted - 12582912.0f;
+  Vec<float> r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vec<float> y = splat(1.9875691500e-4f);
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const Mask<float> bits = (reinterpret_cast<Mask<float>>(shifted) << 23) + reinterpret_cast<Mask<float>>(y);
+  return alive ? reinterpret_cast<Vec<float>>(bits) : Vec<float>{};
+}
+INLINE Vec<double> exp(Vec<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+}  // namespace GEOATTN_NAMESPACE

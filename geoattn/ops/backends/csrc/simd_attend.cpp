@@ -1,0 +1,747 @@
+// Attention over compressed rows: softmax of scores, sum of values, and the gradients, with nothing stored per edge.
+//
+// Work goes row by row in tiles of 16 edges, and in a tile head by head. The scores of a tile are 16 dot products of one
+// query with 16 gathered rows, folded into vectors of scores; while a head is worked on, the same head of the rows of
+// the next tile is prefetched. Gradients of queries go along rows, gradients of keys and values along the transpose, so
+// every sum has one owner and one order: the bits do not depend on the number of threads.
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace GEOATTN_NAMESPACE {
+using geoattn::parallel_blocks;
+
+namespace {
+
+constexpr int kTile = 16;
+constexpr int kAhead = 16;  // edges between the one worked on and the one prefetched
+
+// Mirrors geoattn.ops.backends.cpu.Call field by field. Strides are in elements; null is absent.
+struct Call {
+  int64_t queries, keys, edges, heads, key_heads, dim, width;
+  const void *query, *key, *value;
+  int64_t query_stride[2], key_stride[2], value_stride[2];
+  const void *rowptr, *col;
+  const void *bias, *log_weight, *edge_key, *edge_value, *att;
+  int64_t bias_heads, weight_heads, edge_key_heads, edge_value_heads;
+  double scale, negative_slope, dropout;
+  uint64_t seed;
+  void *out, *lse;
+  // Of the backward pass only.
+  const void *t_rowptr, *t_row, *t_order;
+  const void *grad_out, *grad_lse;
+  int64_t grad_out_stride[2];
+  void *grad_query, *grad_key, *grad_value, *grad_bias, *grad_log_weight, *grad_edge_key, *grad_edge_value, *grad_att;
+  int64_t dtype, wide_index, threads;
+};
+
+// ---- What is done with the rows of a tile, for one head -------------------------------------------------------------
+
+// Full vectors at compile time where N says how many; N = 0 reads any length, with a last part.
+template <class T, int N>
+struct Span {
+  using A = Sum<T>;
+  int length;
+  INLINE int full() const { return N ? N : length / kWidth<A>; }
+  INLINE int rest() const { return N ? 0 : length % kWidth<A>; }
+};
+
+// score[b] = leaf(b) summed over lanes, for b < count; what stands beyond count is undefined.
+template <class A, class Leaf>
+INLINE void sums(const Leaf& leaf, int count, A* score) {
+  constexpr int W = kWidth<A>;
+  int b = 0;
+  if constexpr (W >= 16) {
+    if (count > 12) return store(score, fold_rest<16, A>(tree<4, A>(leaf, 0)));
+  }
+  if constexpr (W >= 8) {
+    for (; count - b > 4; b += 8) {
+      const Vec<A> x = fold_rest<8, A>(tree<3, A>(leaf, b));
+      std::memcpy(score + b, &x, 8 * sizeof(A));
+    }
+  }
+  if constexpr (W >= 4) {
+    for (; b < count; b += 4) {
+      const Vec<A> x = fold_rest<4, A>(tree<2, A>(leaf, b));
+      std::memcpy(score + b, &x, 4 * sizeof(A));
+    }
+  } else {
+    for (; b < count; b += 2) {
+      const Vec<A> x = fold_rest<2, A>(tree<1, A>(leaf, b));
+      std::memcpy(score + b, &x, 2 * sizeof(A));
+    }
+  }
+}
+
+// score[b] = x . row[b]
+template <class T, int N>
+void dots(const Sum<T>* x, const T* const* row, int64_t offset, int length, int count, Sum<T>* score) {
+  using A = Sum<T>;
+  constexpr int W = kWidth<A>;
+  const Span<T, N> span{length};
+  Vec<A> own[N ? N : 1];
+  for (int n = 0; n < N; ++n) own[n] = load(x + n * W);
+  sums<A>(
+      [&](int b) {
+        const T* r = row[b] + offset;
+        Vec<A> acc{};
+        for (int n = 0; n < span.full(); ++n) acc += (N ? own[n] : load(x + n * W)) * load(r + n * W);
+        if (span.rest()) acc += load_part(x + span.full() * W, span.rest()) * load_part(r + span.full() * W, span.rest());
+        return acc;
+      },
+      count, score);
+}
+
+// sum[:] += sum_b weight[b] * row[b]
+template <class T, int N>
+void add_rows(Sum<T>* sum, const Sum<T>* weight, const T* const* row, int64_t offset, int length, int count) {
+  using A = Sum<T>;
+  constexpr int W = kWidth<A>;
+  const Span<T, N> span{length};
+  if constexpr (N > 0) {
+    Vec<A> even[N], odd[N];  // two chains, to hide the latency of additions
+    for (int n = 0; n < N; ++n) even[n] = load(sum + n * W), odd[n] = Vec<A>{};
+    int b = 0;
+    for (; b + 1 < count; b += 2) {
+      const T *r = row[b] + offset, *s = row[b + 1] + offset;
+      for (int n = 0; n < N; ++n) even[n] += weight[b] * load(r + n * W);
+      for (int n = 0; n < N; ++n) odd[n] += weight[b + 1] * load(s + n * W);
+    }
+    if (b < count)
+      for (int n = 0; n < N; ++n) even[n] += weight[b] * load(row[b] + offset + n * W);
+    for (int n = 0; n < N; ++n) store(sum + n * W, even[n] + odd[n]);
+  } else {
+    for (int n = 0; n < span.full(); ++n) {
+      Vec<A> acc = load(sum + n * W);
+      for (int b = 0; b < count; ++b) acc += weight[b] * load(row[b] + offset + n * W);
+      store(sum + n * W, acc);
+    }
+    const int begin = span.full() * W;
+    if (span.rest()) {
+      Vec<A> acc = load_part(sum + begin, span.rest());
+      for (int b = 0; b < count; ++b) acc += weight[b] * load_part(row[b] + offset + begin, span.rest());
+      store_part(sum + begin, acc, span.rest());
+    }
+  }
+}
+
+template <class A>
+INLINE Vec<A> leaky(Vec<A> x, A slope) {
+  return x > 0 ? x : x * slope;
+}
+
+// What both additive functions read: their own row, the gathered rows, the terms of the edges (or null).
+template <class T>
+struct Additive {
+  const Sum<T>*x, *att;
+  const T* const* row;
+  int64_t offset;
+  const T* const* edge;
+  int64_t edge_offset;
+  Sum<T> slope;
+
+  INLINE Vec<Sum<T>> at(int b, int begin) const {
+    Vec<Sum<T>> y = load(x + begin) + load(row[b] + offset + begin);
+    return edge ? y + load(edge[b] + edge_offset + begin) : y;
+  }
+  INLINE Vec<Sum<T>> part(int b, int begin, int rest) const {
+    Vec<Sum<T>> y = load_part(x + begin, rest) + load_part(row[b] + offset + begin, rest);
+    return edge ? y + load_part(edge[b] + edge_offset + begin, rest) : y;
+  }
+};
+
+// score[b] = att . leaky_relu(x + row[b] + edge[b])
+template <class T, int N>
+void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
+  using A = Sum<T>;
+  constexpr int W = kWidth<A>;
+  if (length == 1) {
+    for (int b = 0; b < count; ++b) {
+      A y = of.x[0] + static_cast<A>(of.row[b][of.offset]);
+      if (of.edge) y += static_cast<A>(of.edge[b][of.edge_offset]);
+      score[b] = of.att[0] * (y > 0 ? y : y * of.slope);
+    }
+    return;
+  }
+  const Span<T, N> span{length};
+  sums<A>(
+      [&](int b) {
+        Vec<A> acc{};
+        for (int n = 0; n < span.full(); ++n) acc += load(of.att + n * W) * leaky<A>(of.at(b, n * W), of.slope);
+        const int begin = span.full() * W;
+        if (span.rest())
+          acc += load_part(of.att + begin, span.rest()) * leaky<A>(of.part(b, begin, span.rest()), of.slope);
+        return acc;
+      },
+      count, score);
+}
+
+// With y = x + row[b] + edge[b]: sum[:] += sum_b weight[b] att leaky'(y), and grad_att[:] += sum_b weight[b] leaky(y).
+template <class T, int N>
+void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, int count, Sum<T>* sum,
+                       Sum<T>* grad_att) {
+  using A = Sum<T>;
+  constexpr int W = kWidth<A>;
+  const Span<T, N> span{length};
+  for (int n = 0; n < span.full(); ++n) {
+    const Vec<A> rising = load(of.att + n * W), falling = rising * of.slope;
+    Vec<A> acc = load(sum + n * W);
+    Vec<A> acc_att = grad_att ? load(grad_att + n * W) : Vec<A>{};
+    for (int b = 0; b < count; ++b) {
+      const Vec<A> y = of.at(b, n * W);
+      acc += weight[b] * (y > 0 ? rising : falling);
+      if (grad_att) acc_att += weight[b] * leaky<A>(y, of.slope);
+    }
+    store(sum + n * W, acc);
+    if (grad_att) store(grad_att + n * W, acc_att);
+  }
+  for (int d = span.full() * W; d < length; ++d) {
+    for (int b = 0; b < count; ++b) {
+      A y = of.x[d] + static_cast<A>(of.row[b][of.offset + d]);
+      if (of.edge) y += static_cast<A>(of.edge[b][of.edge_offset + d]);
+      sum[d] += weight[b] * of.att[d] * (y > 0 ? A(1) : of.slope);
+      if (grad_att) grad_att[d] += weight[b] * (y > 0 ? y : y * of.slope);
+    }
+  }
+}
+
+// The functions for one length, chosen once per call.
+template <class T>
+struct Kernels {
+  decltype(&dots<T, 0>) dots_;
+  decltype(&add_rows<T, 0>) add_rows_;
+  decltype(&additive<T, 0>) additive_;
+  decltype(&additive_backward<T, 0>) additive_backward_;
+
+  template <int N>
+  static Kernels of() {
+    return {dots<T, N>, add_rows<T, N>, additive<T, N>, additive_backward<T, N>};
+  }
+  explicit Kernels(int64_t length) {
+    constexpr int W = kWidth<Sum<T>>;
+    *this = length == W ? of<1>() : length == 2 * W ? of<2>() : length == 4 * W ? of<4>() : of<0>();
+  }
+  Kernels(decltype(dots_) a, decltype(add_rows_) b, decltype(additive_) c, decltype(additive_backward_) d)
+      : dots_(a), add_rows_(b), additive_(c), additive_backward_(d) {}
+};
+
+// Keeps edge e in heads h, h + 1, h + 2, h + 3, h a multiple of 4: Philox4x32-10 (Salmon et al. 2011).
+INLINE void philox(uint64_t seed, uint64_t edge, uint32_t group, uint32_t word[4]) {
+  uint32_t c0 = static_cast<uint32_t>(edge), c1 = static_cast<uint32_t>(edge >> 32), c2 = group, c3 = 0;
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = 0xD2511F53ull * c0, b = 0xCD9E8D57ull * c2;
+    c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
+    c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(b);
+    c3 = static_cast<uint32_t>(a);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
+}
+
+// ---- One call -------------------------------------------------------------------------------------------------------
+
+template <class T>
+struct Attention {
+  using A = Sum<T>;
+  static constexpr int W = kWidth<A>;
+  const Call& call;
+  const int64_t H, G, D, C, per_group;
+  const bool wide;
+  const A scale, slope, keep_scale;
+  const uint64_t threshold;
+  const Kernels<T> of_dim, of_width;
+  std::atomic<int> error{0};  // 1: a key out of range, 2: rowptr does not rise
+
+  explicit Attention(const Call& c)
+      : call(c), H(c.heads), G(c.key_heads), D(c.dim), C(c.width), per_group(c.heads / c.key_heads), wide(c.wide_index),
+        scale(static_cast<A>(c.scale)), slope(static_cast<A>(c.negative_slope)),
+        keep_scale(static_cast<A>(1.0 / (1.0 - c.dropout))),
+        threshold(static_cast<uint64_t>(c.dropout * 4294967296.0)), of_dim(c.dim), of_width(c.width) {}
+
+  INLINE int64_t index(const void* p, int64_t i) const {
+    return wide ? static_cast<const int64_t*>(p)[i] : static_cast<const int32_t*>(p)[i];
+  }
+  static const T* at(const void* p, const int64_t* stride, int64_t i) {
+    return static_cast<const T*>(p) + i * stride[0];
+  }
+
+  // The 16 edges, or fewer, that are worked on, and what is gathered for them.
+  struct Tile {
+    int count;
+    int64_t edge[kTile];       // position in col
+    int64_t other[kTile];      // the node at the other end
+    const T* first[kTile];     // row of key (along rows) or query (along the transpose)
+    const T* second[kTile];    // row of value or grad_out
+    const T* next_first[kTile];
+    const T* next_second[kTile];
+    int next;
+    const T* edge_key[kTile];
+    const T* edge_value[kTile];
+    uint32_t word[kTile][4];  // random, of the group of four heads worked on
+  };
+
+  struct Side {
+    const void *ptr, *node, *order;  // compressed rows; order is null along rows, where positions are their own
+    int64_t count, others;
+    const void *first, *second;
+    const int64_t *first_stride, *second_stride;
+  };
+
+  bool row_of(const Side& side, int64_t i, int64_t& begin, int64_t& end) {
+    begin = index(side.ptr, i), end = index(side.ptr, i + 1);
+    if (0 <= begin && begin <= end && end <= call.edges) return true;
+    error = 2;
+    return false;
+  }
+
+  bool gather(const Side& side, int64_t begin, int64_t end, Tile& tile) {
+    tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
+    for (int b = 0; b < tile.count; ++b) {
+      const int64_t j = index(side.node, begin + b);
+      if (j < 0 || j >= side.others) {
+        error = 1;
+        return false;
+      }
+      tile.other[b] = j;
+      tile.edge[b] = side.order ? index(side.order, begin + b) : begin + b;
+      if (tile.edge[b] < 0 || tile.edge[b] >= call.edges) {
+        error = 1;
+        return false;
+      }
+      tile.first[b] = at(side.first, side.first_stride, j);
+      tile.second[b] = at(side.second, side.second_stride, j);
+    }
+    for (int b = tile.count; b < kTile; ++b) tile.first[b] = tile.first[0], tile.second[b] = tile.second[0];
+    if (call.edge_key) {
+      const int64_t size = call.edge_key_heads * D;
+      for (int b = 0; b < kTile; ++b)
+        tile.edge_key[b] = static_cast<const T*>(call.edge_key) + tile.edge[b < tile.count ? b : 0] * size;
+    }
+    if (call.edge_value) {
+      const int64_t size = call.edge_value_heads * C;
+      for (int b = 0; b < kTile; ++b)
+        tile.edge_value[b] = static_cast<const T*>(call.edge_value) + tile.edge[b < tile.count ? b : 0] * size;
+    }
+    const int64_t from = begin + kAhead, until = std::min<int64_t>(from + tile.count, call.edges);
+    tile.next = 0;
+    for (int64_t e = from; e < until; ++e, ++tile.next) {
+      const int64_t j = index(side.node, e);
+      tile.next_first[tile.next] = at(side.first, side.first_stride, j);
+      tile.next_second[tile.next] = at(side.second, side.second_stride, j);
+    }
+    return true;
+  }
+
+  static INLINE void prefetch(const T* const* row, int count, int64_t offset, int64_t length) {
+    for (int b = 0; b < count; ++b) {
+      const char* p = reinterpret_cast<const char*>(row[b] + offset);
+      for (int64_t byte = 0; byte < length * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(p + byte);
+    }
+  }
+
+  // Copies one row, all its heads, into sums.
+  static void widen(const T* row, int64_t head_stride, int64_t heads, int64_t length, A* to) {
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t d = 0; d < length; ++d) to[h * length + d] = static_cast<A>(row[h * head_stride + d]);
+  }
+
+  Additive<T> additive_of(const Tile& tile, const A* own, int64_t h, int64_t offset) const {
+    return {own,
+            static_cast<const A*>(call.att) + h * D,
+            tile.first,
+            offset,
+            call.edge_key ? tile.edge_key : nullptr,
+            call.edge_key ? h / (H / call.edge_key_heads) * D : 0,
+            slope};
+  }
+
+  // Scores of a tile in head h; `own` is the row that all its edges share, `key` the key of edge b. Beyond count: -inf.
+  template <class KeyOf>
+  INLINE void scores(const Tile& tile, const A* own, int64_t h, int64_t offset, const A* query, const KeyOf& key,
+                     A* score) const {
+    const int n = tile.count;
+    if (call.att) {
+      of_dim.additive_(additive_of(tile, own, h, offset), static_cast<int>(D), n, score);
+    } else {
+      of_dim.dots_(own, tile.first, offset, static_cast<int>(D), n, score);
+      if (call.edge_key) {
+        const int64_t edge_offset = h / (H / call.edge_key_heads) * D;
+        if (query) {
+          A more[kTile];
+          of_dim.dots_(query, tile.edge_key, edge_offset, static_cast<int>(D), n, more);
+          for (int b = 0; b < n; ++b) score[b] += more[b];
+        } else {
+          for (int b = 0; b < n; ++b)
+            for (int64_t d = 0; d < D; ++d)
+              score[b] += static_cast<A>(tile.first[b][offset + d]) * static_cast<A>(tile.edge_key[b][edge_offset + d]);
+        }
+      }
+      for (int b = 0; b < n; ++b) score[b] *= scale;
+    }
+    if (call.bias) {
+      const A* bias = static_cast<const A*>(call.bias) + h / (H / call.bias_heads);
+      for (int b = 0; b < n; ++b) score[b] += bias[tile.edge[b] * call.bias_heads];
+    }
+    if (call.log_weight) {
+      const A* weight = static_cast<const A*>(call.log_weight) + h / (H / call.weight_heads);
+      for (int b = 0; b < n; ++b) score[b] += weight[key(b) * call.weight_heads];
+    }
+    for (int b = n; b < kTile; ++b) score[b] = -INFINITY;
+  }
+
+  // 1 / (1 - dropout) where the edge is kept in head h, 0 where not.
+  INLINE void keep(Tile& tile, int64_t h, A* kept) const {
+    if (h % 4 == 0)
+      for (int b = 0; b < tile.count; ++b)
+        philox(call.seed, static_cast<uint64_t>(tile.edge[b]), static_cast<uint32_t>(h / 4), tile.word[b]);
+    for (int b = 0; b < tile.count; ++b) kept[b] = tile.word[b][h % 4] >= threshold ? keep_scale : A(0);
+  }
+
+  static INLINE A highest(const A* score) {
+    Vec<A> m = load(score);
+    for (int n = W; n < kTile; n += W) {
+      const Vec<A> x = load(score + n);
+      m = x > m ? x : m;
+    }
+    A top = m[0];
+    for (int l = 1; l < W; ++l) top = m[l] > top ? m[l] : top;
+    return top;
+  }
+  // weight = exp(score - shift), and their sum.
+  static INLINE A exponents(const A* score, A shift, A* weight) {
+    Vec<A> total{};
+    for (int n = 0; n < kTile; n += W) {
+      const Vec<A> p = exp(load(score + n) - shift);
+      store(weight + n, p);
+      total += p;
+    }
+    return sum_lanes<A>(total);
+  }
+
+  int64_t grain(int64_t count) const { return std::clamp<int64_t>(count / 64, 1, 512); }
+
+  Side along_rows() const {
+    return {call.rowptr, call.col, nullptr, call.queries, call.keys, call.key, call.value, call.key_stride,
+            call.value_stride};
+  }
+
+  int forward() {
+    const Side side = along_rows();
+    parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
+      std::vector<A> query(H * D), out(H * C), top(H), total(H);
+      alignas(64) A score[kTile], weight[kTile], kept[kTile];
+      Tile tile;
+      for (int64_t i = from; i < to; ++i) {
+        int64_t begin, end;
+        if (!row_of(side, i, begin, end)) return;
+        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query.data());
+        std::fill(out.begin(), out.end(), A(0));
+        std::fill(top.begin(), top.end(), A(-INFINITY));
+        std::fill(total.begin(), total.end(), A(0));
+        for (; begin < end; begin += kTile) {
+          if (!gather(side, begin, end, tile)) return;
+          for (int64_t h = 0; h < H; ++h) {
+            const int64_t g = h / per_group;
+            const int64_t key_offset = g * call.key_stride[1], value_offset = g * call.value_stride[1];
+            if (h % per_group == 0) prefetch(tile.next_first, tile.next, key_offset, D);
+            const A* q = query.data() + h * D;
+            scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; }, score);
+            if (h % per_group == 0) prefetch(tile.next_second, tile.next, value_offset, C);
+
+            const A peak = std::max(highest(score), top[h]);
+            if (peak == -INFINITY) continue;
+            A* sum = out.data() + h * C;
+            if (peak > top[h]) {
+              const A shrink = std::exp(top[h] - peak);
+              if (total[h] != 0)
+                for (int64_t c = 0; c < C; ++c) sum[c] *= shrink;
+              total[h] *= shrink;
+              top[h] = peak;
+            }
+            total[h] += exponents(score, peak, weight);
+            if (call.dropout > 0) {
+              keep(tile, h, kept);
+              for (int b = 0; b < tile.count; ++b) weight[b] *= kept[b];
+            }
+            of_width.add_rows_(sum, weight, tile.second, value_offset, static_cast<int>(C), tile.count);
+            if (call.edge_value)
+              of_width.add_rows_(sum, weight, tile.edge_value, h / (H / call.edge_value_heads) * C, static_cast<int>(C),
+                                 tile.count);
+          }
+        }
+        T* to_out = static_cast<T*>(call.out) + i * H * C;
+        A* to_lse = static_cast<A*>(call.lse) + i * H;
+        for (int64_t h = 0; h < H; ++h) {
+          const bool empty = top[h] == -INFINITY && total[h] == 0;
+          const A share = empty ? A(0) : 1 / total[h];
+          for (int64_t c = 0; c < C; ++c) to_out[h * C + c] = static_cast<T>(out[h * C + c] * share);
+          to_lse[h] = empty ? A(-INFINITY) : top[h] + std::log(total[h]);
+        }
+      }
+    });
+    return error;
+  }
+
+  // ---- Gradients ----------------------------------------------------------------------------------------------------
+  // With p the weight of an edge, d its upstream gradient grad_out_i . value_j: ds = p (d - delta_i), where
+  // delta_i = grad_out_i . out_i - grad_lse_i.
+
+  std::vector<A> stats;  // [N, H, 2]: log-sum-exp (0 where a row is empty) and delta
+
+  void prepare() {
+    stats.resize(call.queries * H * 2);
+    parallel_blocks(call.queries, 1024, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const T* grad = at(call.grad_out, call.grad_out_stride, i);
+        const T* out = static_cast<const T*>(call.out) + i * H * C;
+        for (int64_t h = 0; h < H; ++h) {
+          const T *g = grad + h * call.grad_out_stride[1], *o = out + h * C;
+          Vec<A> acc{};
+          int64_t c = 0;
+          for (; c + W <= C; c += W) acc += load(g + c) * load(o + c);
+          A delta = sum_lanes<A>(acc);
+          for (; c < C; ++c) delta += static_cast<A>(g[c]) * static_cast<A>(o[c]);
+          const A lse = static_cast<const A*>(call.lse)[i * H + h];
+          if (call.grad_lse && lse != -INFINITY) delta -= static_cast<const A*>(call.grad_lse)[i * H + h];
+          stats[(i * H + h) * 2] = lse == -INFINITY ? A(0) : lse;
+          stats[(i * H + h) * 2 + 1] = delta;
+        }
+      }
+    });
+  }
+
+  // From scores and upstream gradients to ds and to the weights the values were summed with.
+  INLINE void chain(Tile& tile, int64_t h, const A* score, const A* lse, const A* delta, A* upstream, A* weight,
+                    A* ds) const {
+    for (int n = 0; n < kTile; n += W) store(weight + n, exp(load(score + n) - load(lse + n)));
+    alignas(64) A kept[kTile];
+    if (call.dropout > 0) {
+      keep(tile, h, kept);
+      for (int b = tile.count; b < kTile; ++b) kept[b] = 0;
+      for (int n = 0; n < kTile; n += W) store(upstream + n, load(upstream + n) * load(kept + n));
+    }
+    for (int n = 0; n < kTile; n += W)
+      store(ds + n, load(weight + n) * (load(upstream + n) - load(delta + n)));
+    if (call.dropout > 0)
+      for (int n = 0; n < kTile; n += W) store(weight + n, load(weight + n) * load(kept + n));
+  }
+
+  void along_queries() {
+    const Side side = along_rows();
+    const int64_t step = grain(call.queries);
+    std::vector<A> att_parts;  // one sum per block, so that its order does not depend on threads
+    if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * H * D);
+    parallel_blocks(call.queries, step, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
+      std::vector<A> query(H * D), grad(H * C), sum(H * D), edge_key(kTile * D), edge_value(kTile * C);
+      alignas(64) A score[kTile], upstream[kTile] = {}, lse[kTile], delta[kTile], weight[kTile], ds[kTile],
+          grad_bias[kTile];
+      A* grad_att = call.grad_att ? att_parts.data() + from / step * H * D : nullptr;
+      Tile tile;
+      for (int64_t i = from; i < to; ++i) {
+        int64_t begin, end;
+        if (!row_of(side, i, begin, end)) return;
+        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query.data());
+        widen(at(call.grad_out, call.grad_out_stride, i), call.grad_out_stride[1], H, C, grad.data());
+        std::fill(sum.begin(), sum.end(), A(0));
+        for (; begin < end; begin += kTile) {
+          if (!gather(side, begin, end, tile)) return;
+          const int n = tile.count;
+          for (int64_t h = 0; h < H; ++h) {
+            const int64_t g = h / per_group;
+            const int64_t key_offset = g * call.key_stride[1], value_offset = g * call.value_stride[1];
+            if (h % per_group == 0) prefetch(tile.next_first, tile.next, key_offset, D);
+            const A *q = query.data() + h * D, *o = grad.data() + h * C;
+            scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; }, score);
+            if (h % per_group == 0) prefetch(tile.next_second, tile.next, value_offset, C);
+            of_width.dots_(o, tile.second, value_offset, static_cast<int>(C), n, upstream);
+            const int64_t value_head = call.edge_value ? h / (H / call.edge_value_heads) : 0;
+            if (call.edge_value) {
+              A more[kTile];
+              of_width.dots_(o, tile.edge_value, value_head * C, static_cast<int>(C), n, more);
+              for (int b = 0; b < n; ++b) upstream[b] += more[b];
+            }
+            std::fill(lse, lse + kTile, stats[(i * H + h) * 2]);
+            std::fill(delta, delta + kTile, stats[(i * H + h) * 2 + 1]);
+            for (int b = n; b < kTile; ++b) upstream[b] = 0;
+            chain(tile, h, score, lse, delta, upstream, weight, ds);
+
+            if (call.att) {
+              if (call.grad_query || call.grad_att)
+                of_dim.additive_backward_(additive_of(tile, q, h, key_offset), ds, static_cast<int>(D), n,
+                                          sum.data() + h * D, grad_att ? grad_att + h * D : nullptr);
+            } else if (call.grad_query) {
+              of_dim.add_rows_(sum.data() + h * D, ds, tile.first, key_offset, static_cast<int>(D), n);
+              if (call.edge_key)
+                of_dim.add_rows_(sum.data() + h * D, ds, tile.edge_key, h / (H / call.edge_key_heads) * D,
+                                 static_cast<int>(D), n);
+            }
+            if (call.grad_bias) spread_bias(tile, h, ds, grad_bias);
+            if (call.grad_edge_key) spread_edge_key(tile, h, key_offset, q, ds, edge_key.data());
+            if (call.grad_edge_value) spread_edge_value(tile, h, o, weight, edge_value.data());
+          }
+        }
+        if (call.grad_query) {
+          T* to_query = static_cast<T*>(call.grad_query) + i * H * D;
+          const A by = call.att ? A(1) : scale;
+          for (int64_t d = 0; d < H * D; ++d) to_query[d] = static_cast<T>(sum[d] * by);
+        }
+      }
+    });
+    if (!call.grad_att) return;
+    A* total = static_cast<A*>(call.grad_att);
+    std::fill(total, total + H * D, A(0));
+    for (size_t k = 0; k < att_parts.size(); ++k) total[k % (H * D)] += att_parts[k];
+  }
+
+  // Gradients per edge: heads that share a term are summed before it is written.
+  void spread_bias(const Tile& tile, int64_t h, const A* ds, A* sum) const {
+    const int64_t share = H / call.bias_heads;
+    for (int b = 0; b < tile.count; ++b) sum[b] = (h % share ? sum[b] : A(0)) + ds[b];
+    if (h % share != share - 1) return;
+    A* to = static_cast<A*>(call.grad_bias) + h / share;
+    for (int b = 0; b < tile.count; ++b) to[tile.edge[b] * call.bias_heads] = sum[b];
+  }
+  void spread_edge_key(const Tile& tile, int64_t h, int64_t offset, const A* query, const A* ds, A* sum) const {
+    const int64_t share = H / call.edge_key_heads, head = h / share;
+    if (h % share == 0) std::fill(sum, sum + kTile * D, A(0));
+    const A* att = call.att ? static_cast<const A*>(call.att) + h * D : nullptr;
+    for (int b = 0; b < tile.count; ++b) {
+      for (int64_t d = 0; d < D; ++d) {
+        if (att) {
+          const A y = query[d] + static_cast<A>(tile.first[b][offset + d]) +
+                      static_cast<A>(tile.edge_key[b][head * D + d]);
+          sum[b * D + d] += ds[b] * att[d] * (y > 0 ? A(1) : slope);
+        } else {
+          sum[b * D + d] += ds[b] * scale * query[d];
+        }
+      }
+    }
+    if (h % share == share - 1) write_edges(tile, sum, call.grad_edge_key, call.edge_key_heads, head, D);
+  }
+  void spread_edge_value(const Tile& tile, int64_t h, const A* grad, const A* weight, A* sum) const {
+    const int64_t share = H / call.edge_value_heads;
+    if (h % share == 0) std::fill(sum, sum + kTile * C, A(0));
+    for (int b = 0; b < tile.count; ++b)
+      for (int64_t c = 0; c < C; ++c) sum[b * C + c] += weight[b] * grad[c];
+    if (h % share == share - 1) write_edges(tile, sum, call.grad_edge_value, call.edge_value_heads, h / share, C);
+  }
+  static void write_edges(const Tile& tile, const A* sum, void* to, int64_t heads, int64_t head, int64_t length) {
+    for (int b = 0; b < tile.count; ++b) {
+      T* row = static_cast<T*>(to) + (tile.edge[b] * heads + head) * length;
+      for (int64_t d = 0; d < length; ++d) row[d] = static_cast<T>(sum[b * length + d]);
+    }
+  }
+
+  void along_keys() {
+    const Side side = {call.t_rowptr, call.t_row, call.t_order, call.keys, call.queries, call.query, call.grad_out,
+                       call.query_stride, call.grad_out_stride};
+    parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
+      std::vector<A> key(G * D), value(G * C), sum_key(G * D), sum_value(G * C), sum_weight(H);
+      alignas(64) A score[kTile], upstream[kTile] = {}, lse[kTile] = {}, delta[kTile] = {}, weight[kTile], ds[kTile];
+      Tile tile;
+      for (int64_t j = from; j < to; ++j) {
+        int64_t begin, end;
+        if (!row_of(side, j, begin, end)) return;
+        widen(at(call.key, call.key_stride, j), call.key_stride[1], G, D, key.data());
+        widen(at(call.value, call.value_stride, j), call.value_stride[1], G, C, value.data());
+        std::fill(sum_key.begin(), sum_key.end(), A(0));
+        std::fill(sum_value.begin(), sum_value.end(), A(0));
+        std::fill(sum_weight.begin(), sum_weight.end(), A(0));
+        for (; begin < end; begin += kTile) {
+          if (!gather(side, begin, end, tile)) return;
+          const int n = tile.count;
+          for (int64_t h = 0; h < H; ++h) {
+            const int64_t g = h / per_group;
+            const int64_t query_offset = h * call.query_stride[1], grad_offset = h * call.grad_out_stride[1];
+            prefetch(tile.next_first, tile.next, query_offset, D);
+            const A *k = key.data() + g * D, *v = value.data() + g * C;
+            scores(tile, k, h, query_offset, nullptr, [&](int) { return j; }, score);
+            prefetch(tile.next_second, tile.next, grad_offset, C);
+            of_width.dots_(v, tile.second, grad_offset, static_cast<int>(C), n, upstream);
+            if (call.edge_value) {
+              const int64_t offset = h / (H / call.edge_value_heads) * C;
+              for (int b = 0; b < n; ++b)
+                for (int64_t c = 0; c < C; ++c)
+                  upstream[b] +=
+                      static_cast<A>(tile.second[b][grad_offset + c]) * static_cast<A>(tile.edge_value[b][offset + c]);
+            }
+            for (int b = 0; b < n; ++b) {
+              const A* of_query = stats.data() + (tile.other[b] * H + h) * 2;
+              lse[b] = of_query[0];
+              delta[b] = of_query[1];
+            }
+            for (int b = n; b < kTile; ++b) upstream[b] = 0;
+            chain(tile, h, score, lse, delta, upstream, weight, ds);
+
+            if (call.grad_key) {
+              if (call.att)
+                of_dim.additive_backward_(additive_of(tile, k, h, query_offset), ds, static_cast<int>(D), n,
+                                          sum_key.data() + g * D, nullptr);
+              else
+                of_dim.add_rows_(sum_key.data() + g * D, ds, tile.first, query_offset, static_cast<int>(D), n);
+            }
+            if (call.grad_value)
+              of_width.add_rows_(sum_value.data() + g * C, weight, tile.second, grad_offset, static_cast<int>(C), n);
+            if (call.grad_log_weight)
+              for (int b = 0; b < n; ++b) sum_weight[h] += ds[b];
+          }
+        }
+        if (call.grad_key) {
+          T* to_key = static_cast<T*>(call.grad_key) + j * G * D;
+          const A by = call.att ? A(1) : scale;
+          for (int64_t d = 0; d < G * D; ++d) to_key[d] = static_cast<T>(sum_key[d] * by);
+        }
+        if (call.grad_value) {
+          T* to_value = static_cast<T*>(call.grad_value) + j * G * C;
+          for (int64_t c = 0; c < G * C; ++c) to_value[c] = static_cast<T>(sum_value[c]);
+        }
+        if (call.grad_log_weight) {
+          A* to_weight = static_cast<A*>(call.grad_log_weight) + j * call.weight_heads;
+          std::fill(to_weight, to_weight + call.weight_heads, A(0));
+          for (int64_t h = 0; h < H; ++h) to_weight[h / (H / call.weight_heads)] += sum_weight[h];
+        }
+      }
+    });
+  }
+
+  int backward() {
+    prepare();
+    if (call.grad_query || call.grad_bias || call.grad_edge_key || call.grad_edge_value || call.grad_att)
+      along_queries();
+    if (!error && (call.grad_key || call.grad_value || call.grad_log_weight)) along_keys();
+    return error;
+  }
+};
+
+template <class T>
+int run(const Call& call, bool backward) {
+  Attention<T> attention(call);
+  return backward ? attention.backward() : attention.forward();
+}
+
+int dispatch(const Call& call, bool backward) {
+  switch (call.dtype) {
+    case 0: return run<float>(call, backward);
+    case 1: return run<double>(call, backward);
+    case 2: return run<bf16>(call, backward);
+    case 3: return run<f16>(call, backward);
+    default: return -1;
+  }
+}
+
+}  // namespace
+}  // namespace GEOATTN_NAMESPACE
+
+GEOATTN_EXPORT(geoattn_attend_forward)(const void* call) {
+  return GEOATTN_NAMESPACE::dispatch(*static_cast<const GEOATTN_NAMESPACE::Call*>(call), false);
+}
+GEOATTN_EXPORT(geoattn_attend_backward)(const void* call) {
+  return GEOATTN_NAMESPACE::dispatch(*static_cast<const GEOATTN_NAMESPACE::Call*>(call), true);
+}

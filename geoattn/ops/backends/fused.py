@@ -1,0 +1,180 @@
+"""`attend` over `Neighbors` as an operator of torch: autograd, `torch.compile`, `torch.export` and autocast see one node.
+
+It keeps its inputs, its output and the log-sum-exp for the backward pass, and nothing per edge. A backward pass that is
+to be differentiated again runs the reference formulas instead, which are right to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geoattn.ops.backends import chunked, cpu, reference, triton
+from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+
+BACKENDS = {"torch": chunked, "cpu": cpu, "triton": triton}
+_NAMES = Gradients._fields
+
+
+@torch.library.custom_op("geoattn::attend", mutates_args=())
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    log_weight: Tensor | None,
+    edge_key: Tensor | None,
+    edge_value: Tensor | None,
+    att: Tensor | None,
+    scale: float,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    transpose: Sequence[Tensor],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Arguments as the fields of `Problem`; ``transpose`` as `Transpose`, or empty where no gradient needs it."""
+    problem = Problem(
+        query, key, value, rowptr, col, bias, log_weight, edge_key, edge_value, att, scale, negative_slope, dropout,
+        _number(seed),
+    )  # fmt: skip
+    return BACKENDS[backend].forward(problem)
+
+
+@attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    lse_dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(*query.shape[:2], value.size(2)), query.new_empty(query.shape[:2], dtype=lse_dtype)
+
+
+@torch.library.custom_op("geoattn::attend_backward", mutates_args=())
+def attend_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    log_weight: Tensor | None,
+    edge_key: Tensor | None,
+    edge_value: Tensor | None,
+    att: Tensor | None,
+    scale: float,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    transpose: Sequence[Tensor],
+    backend: str,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients in the order of `Gradients`, empty where ``needs`` is False."""
+    problem = Problem(
+        query, key, value, rowptr, col, bias, log_weight, edge_key, edge_value, att, scale, negative_slope, dropout,
+        _number(seed),
+    )  # fmt: skip
+    names = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
+    columns = Transpose(*transpose) if transpose else None
+    grads = BACKENDS[backend].backward(problem, columns, out, lse, grad_out, grad_lse, names)
+    return [query.new_empty(0) if grad is None else grad for grad in grads]
+
+
+@attend_backward.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    log_weight: Tensor | None,
+    edge_key: Tensor | None,
+    edge_value: Tensor | None,
+    att: Tensor | None,
+    *rest: Any,
+) -> list[Tensor]:
+    inputs = (query, key, value, bias, log_weight, edge_key, edge_value, att)
+    return [
+        x.new_empty(x.shape) if needed and x is not None else query.new_empty(0)
+        for x, needed in zip(inputs, rest[-1], strict=True)
+    ]
+
+
+def _number(seed: Tensor | None) -> int:
+    return 0 if seed is None else int(seed)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, scale, negative_slope, dropout, seed, transpose, backend = inputs
+    ctx.settings, ctx.backend = (scale, negative_slope, dropout), backend
+    ctx.save_for_backward(*tensors, seed, *transpose, *output)
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    *saved, out, lse = ctx.saved_tensors
+    tensors, seed, transpose = saved[:10], saved[10], saved[11:]
+    query, key, value, rowptr, col, *terms = tensors
+    needs = ctx.needs_input_grad[:3] + ctx.needs_input_grad[5:10]
+    if torch.is_grad_enabled():
+        grads = _differentiable(tensors, ctx.settings, seed, needs, grad_out, grad_lse)
+    else:
+        found = attend_backward(
+            *tensors, *ctx.settings, seed, transpose, ctx.backend, out, lse, grad_out, grad_lse, needs
+        )
+        grads = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
+    return *grads[:3], None, None, *grads[3:], None, None, None, None, None, None
+
+
+def _differentiable(
+    tensors: Sequence[Any],
+    settings: tuple[float, float, float],
+    seed: Tensor | None,
+    needs: Sequence[bool],
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients through the reference formulas, as functions of the inputs and of the upstream gradients."""
+    tensors = list(tensors)
+    places = [place for place, needed in zip((0, 1, 2, 5, 6, 7, 8, 9), needs, strict=True) if needed]
+    for place in places:
+        tensors[place] = tensors[place].view_as(tensors[place])  # where this backward pass ends
+    out, lse = reference.forward(Problem(*tensors, *settings, 0 if seed is None else seed))
+    outputs, upstream = [out], [grad_out]
+    if grad_lse is not None:
+        outputs, upstream = [out, lse], [grad_out, grad_lse]
+    found = iter(torch.autograd.grad(outputs, [tensors[p] for p in places], upstream, create_graph=True))
+    return [next(found) if needed else None for needed in needs]
+
+
+attend.register_autograd(_backward, setup_context=_keep)
+
+
+def autocast(device: str, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors in the type that autocast asks matrix products to run in; float64 and None stay as they are."""
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+
+def _register_autocast(device: str) -> None:
+    def cast(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        rowptr, col, bias, log_weight, edge_key, edge_value, *others = rest
+        query_, key_, value_, edge_key, edge_value = autocast(device, query, key, value, edge_key, edge_value)
+        with torch.autocast(device, enabled=False):
+            return attend(query_, key_, value_, rowptr, col, bias, log_weight, edge_key, edge_value, *others)
+
+    _library.impl("attend", cast, f"Autocast{device.upper()}")
+
+
+_library = torch.library.Library("geoattn", "FRAGMENT")
+_register_autocast("cpu")
+_register_autocast("cuda")
