@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
+from geoattn.geometry.curves import hilbert
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
+
+INT32_MAX = torch.iinfo(torch.int32).max
 
 
 class Neighbors:
@@ -18,25 +22,38 @@ class Neighbors:
 
     Inside a row, keys are in ascending order, except where a builder says otherwise.
 
+    Where heads attend to different keys (`Neighbors.per_head`), each head of an element is a query and a key of its
+    own: of ``H`` heads, row ``i * H + h`` holds the keys ``j * H + h`` that head ``h`` of element ``i`` attends to.
+    Everything here (``num_queries``, ``num_keys``, ``row``, ``degree``, ...) then counts heads of elements.
+
     Args:
         rowptr: Where each query's row begins and ends, ``[N + 1]``, int32 or int64.
         col: Key of every edge, ``[E]``, same type as ``rowptr``.
         num_keys: Number of keys ``M``.
-        edge_order: For every edge, its position in the ``edge_index`` the pattern was built from, ``[E]``.
+        edge_order: For every edge, its position in the ``edge_index`` (or pattern) this one was built from, ``[E]``.
+        heads: Number of heads the queries and keys are made of; 1 if all heads share the pattern.
+        check: Whether to look at the values, for which the host waits for the device. While compiling they are not
+            looked at; out of range, they are undefined behavior.
 
     Raises:
-        ValueError: If ``rowptr`` does not rise from 0 to ``E``, or a key is outside ``[0, num_keys)``.
+        ValueError: If shapes or types are wrong, or (``check``) ``rowptr`` does not rise from 0 to ``E``, a key is
+            outside ``[0, num_keys)`` or belongs to another head than its query.
     """
 
-    def __init__(self, rowptr: Tensor, col: Tensor, num_keys: int, edge_order: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        rowptr: Tensor,
+        col: Tensor,
+        num_keys: int,
+        edge_order: Tensor | None = None,
+        heads: int = 1,
+        *,
+        check: bool = True,
+    ) -> None:
         if rowptr.dtype not in (torch.int32, torch.int64) or rowptr.dtype != col.dtype:
             raise ValueError(f"rowptr and col must both be int32 or both int64, got {rowptr.dtype} and {col.dtype}")
         if rowptr.dim() != 1 or rowptr.numel() < 1 or col.dim() != 1:
             raise ValueError(f"expected rowptr [N + 1] and col [E], got {tuple(rowptr.shape)} and {tuple(col.shape)}")
-        if rowptr[0] != 0 or rowptr[-1] != col.numel() or bool((rowptr[1:] < rowptr[:-1]).any()):
-            raise ValueError(f"rowptr must rise from 0 to the number of edges {col.numel()}")
-        if col.numel() and (int(col.min()) < 0 or int(col.max()) >= num_keys):
-            raise ValueError(f"col must be in [0, {num_keys}), got values from {int(col.min())} to {int(col.max())}")
         if edge_order is not None and edge_order.shape != col.shape:
             raise ValueError(
                 f"edge_order must have one entry for each of {col.numel()} edges, got {tuple(edge_order.shape)}"
@@ -45,6 +62,26 @@ class Neighbors:
         self.col = col
         self.num_keys = num_keys
         self.edge_order = edge_order
+        self.heads = heads
+        # Made when first asked for. Not cached_property, whose lock torch.compile cannot see through on Python 3.11.
+        self._row: Tensor | None = None
+        self._transpose: Neighbors | None = None
+        if check and not torch.compiler.is_compiling():
+            self._check()
+
+    def _check(self) -> None:
+        rowptr, col = self.rowptr, self.col
+        _check_fits(col.dtype, keys=self.num_keys)
+        if rowptr[0] != 0 or rowptr[-1] != col.numel() or bool((rowptr[1:] < rowptr[:-1]).any()):
+            raise ValueError(f"rowptr must rise from 0 to the number of edges {col.numel()}")
+        _check_range("col", col, self.num_keys)
+        if self.heads < 1 or self.num_queries % self.heads or self.num_keys % self.heads:
+            raise ValueError(
+                f"heads must divide the numbers of queries and keys, got {self.heads}, "
+                f"{self.num_queries} and {self.num_keys}"
+            )
+        if self.heads > 1 and bool((self.row % self.heads != col % self.heads).any()):
+            raise ValueError(f"each of {self.heads} heads of a query must attend to the same head of its keys")
 
     @property
     def num_queries(self) -> int:
@@ -56,27 +93,28 @@ class Neighbors:
         """Number of (query, key) pairs ``E``."""
         return self.col.numel()
 
-    @cached_property
+    @property
     def degree(self) -> Tensor:
         """Number of keys of every query, ``[N]``."""
         return self.rowptr[1:] - self.rowptr[:-1]
 
-    @cached_property
+    @property
     def row(self) -> Tensor:
         """Query of every edge, ``[E]``, ascending."""
-        query = torch.arange(self.num_queries, dtype=self.col.dtype, device=self.col.device)
-        return query.repeat_interleave(self.degree, output_size=self.num_edges)
+        if self._row is None:
+            self._row = _rows(self.rowptr, self.num_edges)
+        return self._row
 
-    @cached_property
+    @property
     def transpose(self) -> Neighbors:
-        """The same edges by key: a pattern of ``M`` queries and ``N`` keys.
+        """The same edges by key: a pattern of ``M`` queries and ``N`` keys, ascending inside each row.
 
-        Its ``edge_order`` holds positions in *this* pattern's ``col``.
+        Its ``edge_order`` holds positions in *this* pattern's ``col``, in the same type.
         """
-        order = torch.argsort(self.col, stable=True)
-        rowptr = torch.zeros(self.num_keys + 1, dtype=self.col.dtype, device=self.col.device)
-        rowptr[1:] = torch.bincount(self.col, minlength=self.num_keys).cumsum(0)
-        return Neighbors(rowptr, self.row[order], self.num_queries, order)
+        if self._transpose is None:
+            rowptr, row, order = _transposed(self.rowptr, self.col, self.num_keys)
+            self._transpose = Neighbors(rowptr, row, self.num_queries, order, self.heads, check=False)
+        return self._transpose
 
     def reorder_edges(self, edge_value: Tensor) -> Tensor:
         """Bring values given in the order of the caller's ``edge_index`` into the order of ``col``.
@@ -94,16 +132,73 @@ class Neighbors:
         return edge_value[self.edge_order]
 
     def to(self, *args: Any, **kwargs: Any) -> Neighbors:
-        """Move to a device and/or change the index type, as `torch.Tensor.to`."""
+        """Move to a device and/or change the index type, as `torch.Tensor.to`.
+
+        Raises:
+            ValueError: If int32 cannot count the queries, keys or edges.
+        """
+        rowptr = self.rowptr.to(*args, **kwargs)
+        _check_fits(rowptr.dtype, queries=self.num_queries, keys=self.num_keys, edges=self.num_edges)
         order = None if self.edge_order is None else self.edge_order.to(*args, **kwargs)
-        return Neighbors(self.rowptr.to(*args, **kwargs), self.col.to(*args, **kwargs), self.num_keys, order)
+        return Neighbors(rowptr, self.col.to(*args, **kwargs), self.num_keys, order, self.heads, check=False)
+
+    def reorder(self, pos: Tensor | None = None, batch: Tensor | None = None) -> tuple[Neighbors, Tensor]:
+        """Number the elements anew, so that those that attend to each other lie close to each other in memory.
+
+        They are numbered along the Hilbert curve of ``pos``, or without positions by the graph alone (reverse
+        Cuthill-McKee, Cuthill and McKee 1969, on the CPU). Rows move as they are: inside a row the edges keep their
+        order, so that nearest first stays nearest first, and ascending keys need not be ascending afterwards.
+
+        Args:
+            pos: Positions of the elements, ``[N, D]``.
+            batch: Sample of every element, ``[N]``: samples stay together, in ascending order.
+
+        Returns:
+            The pattern of the renumbered elements, and ``order`` ``[N]``, int64: new element ``i`` is old element
+            ``order[i]``. So ``x[order]`` goes in, and ``torch.empty_like(y).index_copy(0, order, y)`` brings what
+            comes out into the old order. The pattern's ``edge_order`` holds positions in the ``edge_index`` that this
+            pattern was built from, or else in this pattern's ``col``.
+
+        Raises:
+            ValueError: If the queries are not the keys, or shapes do not fit.
+        """
+        if self.num_queries != self.num_keys:
+            raise ValueError(f"only a pattern whose queries are its keys can be renumbered, not {self}")
+        count = self.num_queries // self.heads
+        for name, value in (("pos", pos), ("batch", batch)):
+            if value is not None and value.size(0) != count:
+                raise ValueError(f"expected {name} of {count} elements, got {tuple(value.shape)}")
+        if pos is not None:
+            order = hilbert(pos, batch).argsort(stable=True)
+        else:
+            order = self._cuthill_mckee(count)
+            if batch is not None:
+                order = order[batch[order].argsort(stable=True)]
+
+        head = torch.arange(self.heads, device=order.device)
+        moved = (order.unsqueeze(1) * self.heads + head).flatten()
+        new = torch.empty_like(self.rowptr[1:])
+        new[moved] = torch.arange(self.num_queries, dtype=new.dtype, device=new.device)
+        rowptr, position = _gather_rows(self.rowptr[:-1][moved], self.degree[moved], self.num_edges)
+        edge_order = position if self.edge_order is None else self.edge_order[position]
+        col = new[self.col[position]]
+        return Neighbors(rowptr, col, self.num_keys, edge_order, self.heads, check=False), order
+
+    def _cuthill_mckee(self, count: int) -> Tensor:
+        _check_fits(torch.int32, edges=2 * self.num_edges)  # scipy's limit; both directions are edges
+        rowptr = self.rowptr[:: self.heads].cpu().to(torch.int32).numpy()
+        col = (self.col // self.heads).cpu().to(torch.int32).numpy()
+        graph = csr_array((np.ones(self.num_edges, dtype=bool), col, rowptr), (count, count))
+        order = reverse_cuthill_mckee(graph, symmetric_mode=False)
+        return torch.from_numpy(order.astype(np.int64)).to(self.col.device)
 
     def to_edge_index(self) -> Tensor:
         """The edges as PyG has them, ``[2, E]``: row 0 the keys (sources), row 1 the queries (targets)."""
         return torch.stack([self.col, self.row])
 
     def __repr__(self) -> str:
-        return f"Neighbors(queries={self.num_queries}, keys={self.num_keys}, edges={self.num_edges})"
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        return f"Neighbors(queries={self.num_queries}, keys={self.num_keys}, edges={self.num_edges}{heads})"
 
     @classmethod
     def from_edge_index(
@@ -117,7 +212,7 @@ class Neighbors:
             num_keys: Number of keys; default: ``num_queries``.
 
         Raises:
-            ValueError: If the shape is not ``[2, E]`` or an index is out of range.
+            ValueError: If the shape is not ``[2, E]``, or an index is out of range or more than its type can count.
         """
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"expected edge_index [2, E], got {tuple(edge_index.shape)}")
@@ -125,15 +220,55 @@ class Neighbors:
             num_queries = int(edge_index.max()) + 1 if edge_index.numel() else 0
         num_keys = num_queries if num_keys is None else num_keys
         key, query = edge_index
-        if query.numel() and (int(query.min()) < 0 or int(query.max()) >= num_queries):
-            raise ValueError(
-                f"edge_index[1] must be in [0, {num_queries}), got values from {int(query.min())} to {int(query.max())}"
-            )
-        order = torch.argsort(key, stable=True)
-        order = order[torch.argsort(query[order], stable=True)]
-        rowptr = torch.zeros(num_queries + 1, dtype=edge_index.dtype, device=edge_index.device)
-        rowptr[1:] = torch.bincount(query, minlength=num_queries).cumsum(0)
-        return cls(rowptr, key[order], num_keys, order)
+        if not torch.compiler.is_compiling():
+            _check_fits(edge_index.dtype, queries=num_queries, keys=num_keys, edges=edge_index.size(1))
+            _check_range("edge_index[0]", key, num_keys)
+            _check_range("edge_index[1]", query, num_queries)
+        # Sort by key, then by query: as if each edge were a row, turned to the keys and on to the queries.
+        rowptr = torch.arange(edge_index.size(1) + 1, dtype=edge_index.dtype, device=edge_index.device)
+        rowptr, _, order = _transposed(rowptr, key, num_keys)
+        rowptr, col, by_query = _transposed(rowptr, query[order], num_queries)
+        return cls(rowptr, col, num_keys, order[by_query].long(), check=False)
+
+    @classmethod
+    def per_head(cls, patterns: Sequence[Neighbors]) -> Neighbors:
+        """Join the patterns of heads that attend to different keys into one.
+
+        Head ``h`` follows ``patterns[h]``. Of the joined pattern, query ``i * H + h`` is head ``h`` of query ``i``, and
+        key ``j * H + h`` is head ``h`` of key ``j``; ``heads`` is ``H``. Values per edge are one for each edge of each
+        head: `reorder_edges` takes them in the order of the patterns' ``col``, one pattern after the other.
+
+        Args:
+            patterns: One for each head, of the same queries, keys, index type and device.
+
+        Raises:
+            ValueError: If there is none, they do not fit together, or one has heads already.
+        """
+        if not patterns:
+            raise ValueError("expected one pattern for each head, got none")
+        first, heads = patterns[0], len(patterns)
+        for h, pattern in enumerate(patterns):
+            if pattern.heads != 1:
+                raise ValueError(f"pattern {h} has heads of its own: {pattern}")
+            if (pattern.num_queries, pattern.num_keys) != (first.num_queries, first.num_keys):
+                raise ValueError(
+                    f"all heads must have the same queries and keys, got {first} and, for head {h}, {pattern}"
+                )
+            if (pattern.col.dtype, pattern.col.device) != (first.col.dtype, first.col.device):
+                raise ValueError(
+                    f"all heads must have one index type and device, got {first.col.dtype} on {first.col.device} and, "
+                    f"for head {h}, {pattern.col.dtype} on {pattern.col.device}"
+                )
+        num_keys, num_edges = first.num_keys * heads, sum(pattern.num_edges for pattern in patterns)
+        _check_fits(first.col.dtype, queries=first.num_queries * heads, keys=num_keys, edges=num_edges)
+        begin, joined, before = [], [], 0
+        for h, pattern in enumerate(patterns):
+            begin.append(pattern.rowptr[:-1] + before)
+            joined.append(pattern.col * heads + h)
+            before += pattern.num_edges
+        degree = torch.stack([pattern.degree for pattern in patterns], 1).flatten()
+        rowptr, position = _gather_rows(torch.stack(begin, 1).flatten(), degree, num_edges)
+        return cls(rowptr, torch.cat(joined)[position], num_keys, position, heads, check=False)
 
     @classmethod
     def from_mesh(cls, face: Tensor, element: str = "vertex", num_nodes: int | None = None, hops: int = 1) -> Neighbors:
@@ -173,6 +308,7 @@ class Neighbors:
             raise ValueError(f"hops must be at least 1, got {hops}")
         if num_nodes is None:
             num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        _check_range("edge_index", edge_index, num_nodes)
         source, target = edge_index.cpu().numpy()
         loops = np.arange(num_nodes)
         ones = np.ones(len(source) + num_nodes, dtype=bool)
@@ -183,9 +319,9 @@ class Neighbors:
         for _ in range(hops - 1):
             reached = reached @ step
         reached.sort_indices()
-        rowptr = torch.from_numpy(reached.indptr.astype(np.int64))
-        col = torch.from_numpy(reached.indices.astype(np.int64))
-        return cls(rowptr.to(edge_index), col.to(edge_index), num_nodes)
+        _check_fits(edge_index.dtype, queries=num_nodes, edges=reached.nnz)
+        rowptr = torch.from_numpy(reached.indptr).to(edge_index)
+        return cls(rowptr, torch.from_numpy(reached.indices).to(edge_index), num_nodes, check=False)
 
     @classmethod
     def knn(
@@ -220,3 +356,59 @@ class Neighbors:
 
         rowptr, col = radius(pos, r, batch, query_pos, query_batch, max_neighbors)
         return cls(rowptr, col, pos.size(0))
+
+
+def _transposed(rowptr: Tensor, col: Tensor, num_keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compressed rows turned to compressed columns: ``rowptr`` ``[M + 1]``, row and position of every edge ``[E]``.
+
+    Edges of one key keep their order.
+    """
+    num_queries, num_edges = rowptr.numel() - 1, col.numel()
+    if col.device.type == "cpu" and not torch.compiler.is_compiling():
+        # scipy counts instead of sorting: linear in the number of edges.
+        narrow = max(num_queries, num_keys, num_edges) <= INT32_MAX
+        dtype = torch.int32 if narrow else torch.int64
+        position = torch.arange(num_edges, dtype=dtype).numpy()
+        rows = csr_array((position, col.to(dtype).numpy(), rowptr.to(dtype).numpy()), (num_queries, num_keys))
+        columns = rows.tocsc()
+        by_key = (columns.indptr, columns.indices, columns.data)
+        rowptr, row, order = (torch.from_numpy(x).to(col.dtype) for x in by_key)
+        return rowptr, row, order
+    ascending, order = col.sort(stable=True)
+    key = torch.arange(num_keys + 1, dtype=col.dtype, device=col.device)
+    turned = torch.searchsorted(ascending, key, out_int32=col.dtype == torch.int32)
+    return turned, _rows(rowptr, num_edges)[order], order.to(col.dtype)
+
+
+def _rows(rowptr: Tensor, num_edges: int) -> Tensor:
+    """Query of every edge, ``[E]``."""
+    query = torch.arange(rowptr.numel() - 1, dtype=rowptr.dtype, device=rowptr.device)
+    return query.repeat_interleave(rowptr.diff(), output_size=num_edges)
+
+
+def _gather_rows(begin: Tensor, degree: Tensor, num_edges: int) -> tuple[Tensor, Tensor]:
+    """Rows put one after the other: their ``rowptr`` and, for every edge, the position it is taken from.
+
+    Args:
+        begin: Position of the first edge of each row, ``[N]``.
+        degree: Number of edges of each row, ``[N]``.
+        num_edges: Their sum.
+    """
+    rowptr = torch.cat([degree.new_zeros(1), degree.cumsum(0, dtype=degree.dtype)])
+    moved = (begin - rowptr[:-1]).repeat_interleave(degree, output_size=num_edges)
+    return rowptr, moved + torch.arange(num_edges, dtype=moved.dtype, device=moved.device)
+
+
+def _check_range(name: str, index: Tensor, count: int) -> None:
+    if index.numel() == 0:
+        return
+    low, high = index.aminmax()
+    if int(low) < 0 or int(high) >= count:
+        raise ValueError(f"{name} must be in [0, {count}), got values from {int(low)} to {int(high)}")
+
+
+def _check_fits(dtype: torch.dtype, **counts: int) -> None:
+    """That every count can be written in ``dtype``."""
+    for name, count in counts.items():
+        if dtype == torch.int32 and count > INT32_MAX:
+            raise ValueError(f"int32 cannot count {count} {name}; use int64 indices")
