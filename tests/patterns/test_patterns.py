@@ -4,13 +4,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from geoattn import Neighbors, Windows
+from geoattn import Neighbors, Windows, attend
 
 edge_lists = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=25)
 
 # Two triangles that share the edge 1-2, and one that touches them in vertex 3 only.
 FACE = torch.tensor([[0, 1, 2], [2, 1, 3], [3, 4, 5]]).T
+
+
+def shuffled_grid(side, seed=0):
+    """Positions of a grid of ``side^2`` points in random order, and the edges between neighbors in it."""
+    pos = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    pos = pos[torch.randperm(side * side, generator=torch.Generator().manual_seed(seed))]
+    near = (pos.unsqueeze(0) - pos.unsqueeze(1)).abs().sum(-1) == 1
+    return pos.float(), near.nonzero().T.contiguous()
 
 
 def pairs(pattern):
@@ -36,6 +45,33 @@ def test_transposing_twice_gives_the_pattern_back(edges):
     assert torch.equal(turned.reorder_edges(pattern.row), turned.col)
     assert pairs(turned.transpose) == pairs(pattern)
     assert pattern.transpose is turned
+
+
+@given(edge_lists, st.sampled_from([torch.int32, torch.int64]))
+def test_building_and_transposing_sort_stably(edges, dtype):
+    index = torch.tensor(edges, dtype=dtype).view(-1, 2).T
+    pattern = Neighbors.from_edge_index(index, 6, 7)
+    order = sorted(range(len(edges)), key=lambda e: (edges[e][1], edges[e][0], e))
+    assert pattern.edge_order.tolist() == order
+    assert pattern.edge_order.dtype == torch.int64
+    unsorted = Neighbors(pattern.rowptr, pattern.col.flip(0), 7)
+    turned = unsorted.transpose
+    by_key = sorted(range(len(edges)), key=lambda e: (int(unsorted.col[e]), e))
+    assert turned.edge_order.tolist() == by_key
+    assert torch.equal(turned.col, unsorted.row[turned.edge_order])
+    assert turned.row.tolist() == unsorted.col[turned.edge_order].tolist()
+    assert {t.dtype for t in (turned.rowptr, turned.col, turned.edge_order)} == {dtype}
+
+
+def test_many_edges_as_few():
+    # 300,000 edges: where plain and counting sorts part ways, and a narrow type would run over.
+    index = torch.randint(0, 500, (2, 300_000), generator=torch.Generator().manual_seed(0))
+    pattern = Neighbors.from_edge_index(index, 500)
+    order = torch.argsort(index[0], stable=True)
+    order = order[torch.argsort(index[1][order], stable=True)]
+    assert torch.equal(pattern.edge_order, order)
+    assert torch.equal(pattern.transpose.edge_order, torch.argsort(pattern.col, stable=True))
+    assert torch.equal(pattern.transpose.degree, torch.bincount(index[0], minlength=500))
 
 
 @given(edge_lists, st.integers(1, 4))
@@ -79,9 +115,184 @@ def test_index_type_and_device_move_together():
     assert pattern.transpose.col.dtype == torch.int32
 
 
+@given(
+    edges=edge_lists,
+    by=st.sampled_from(["graph", "pos"]),
+    batched=st.booleans(),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    seed=st.integers(0, 2**31),
+)
+def test_attention_does_not_see_the_numbering(edges, by, batched, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.tensor(edges, dtype=dtype).view(-1, 2).T
+    pattern = Neighbors.from_edge_index(index, 6)
+    pos = torch.rand(6, 3, generator=generator) if by == "pos" else None
+    batch = torch.tensor([0, 0, 1, 1, 1, 3]) if batched else None
+    moved, order = pattern.reorder(pos, batch)
+    assert order.sort().values.tolist() == list(range(6))
+    assert moved.col.dtype == dtype
+    if batched:
+        assert torch.equal(batch[order], batch)
+    query, key, value = torch.randn(3, 6, 2, 4, generator=generator)
+    bias = torch.randn(len(edges), 2, generator=generator)
+    out = attend(query[order], key[order], value[order], moved, moved.reorder_edges(bias))
+    back = torch.empty_like(out).index_copy(0, order, out)
+    torch.testing.assert_close(back, attend(query, key, value, pattern, pattern.reorder_edges(bias)))
+    # Twice is once, by the composed order.
+    again, order2 = moved.reorder(None if pos is None else pos[order], batch)
+    out = attend(*(x[order][order2] for x in (query, key, value)), again, again.reorder_edges(bias))
+    torch.testing.assert_close(torch.empty_like(out).index_copy(0, order[order2], out), back)
+
+
+def test_rows_move_whole():
+    pos = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    nearest = Neighbors.knn(pos, 9)
+    for moved, order in (nearest.reorder(), nearest.reorder(pos)):
+        new = order.argsort()
+        for i, old in enumerate(order.tolist()):
+            row = nearest.col[nearest.rowptr[old] : nearest.rowptr[old + 1]]
+            assert torch.equal(moved.col[moved.rowptr[i] : moved.rowptr[i + 1]], new[row])
+        # It was built from no edge_index: edge values are in the order of the pattern's own edges.
+        assert torch.equal(moved.reorder_edges(nearest.row), order[moved.row])
+        assert torch.equal(moved.reorder_edges(nearest.col), order[moved.col])
+
+
+@pytest.mark.parametrize("by", ["graph", "pos"])
+def test_renumbering_brings_neighbors_together(by):
+    pos, index = shuffled_grid(32)
+    pattern = Neighbors.from_edge_index(index)
+    moved, _ = pattern.reorder(pos if by == "pos" else None)
+
+    def distance(p):
+        return (p.row - p.col).abs().float()
+
+    assert distance(moved).mean() < 0.1 * distance(pattern).mean()
+    if by == "graph":
+        assert distance(moved).max() < 64  # the bandwidth, of 1023
+
+
+def test_numbering_by_graph_does_not_depend_on_the_direction_of_edges():
+    _, index = shuffled_grid(12)
+    one_way = index[:, index[0] < index[1]]
+    assert torch.equal(
+        Neighbors.from_edge_index(one_way, 144).reorder()[1], Neighbors.from_edge_index(index).reorder()[1]
+    )
+
+
+per_head_edges = st.lists(edge_lists, min_size=1, max_size=4)
+
+
+@given(per_head_edges, st.integers(0, 2**31))
+def test_heads_with_their_own_patterns(edges, seed):
+    generator = torch.Generator().manual_seed(seed)
+    patterns = [Neighbors.from_edge_index(torch.tensor(e, dtype=torch.int64).view(-1, 2).T, 6, 7) for e in edges]
+    joined = Neighbors.per_head(patterns)
+    heads = len(patterns)
+    assert (joined.num_queries, joined.num_keys, joined.heads) == (6 * heads, 7 * heads, heads)
+    assert joined.num_edges == sum(map(len, edges))
+    assert joined.transpose.heads == joined.to(torch.int32).heads == heads
+
+    query = torch.randn(6, heads, 4, generator=generator)
+    key, value = torch.randn(2, 7, heads, 4, generator=generator)
+    biases = [torch.randn(len(e), 1, generator=generator) for e in edges]
+    flat = [x.reshape(-1, 1, 4) for x in (query, key, value)]
+    out = attend(*flat, joined, joined.reorder_edges(torch.cat(biases))).view(6, heads, 4)
+    for h, (pattern, bias) in enumerate(zip(patterns, biases, strict=True)):
+        alone = attend(query[:, h : h + 1], key[:, h : h + 1], value[:, h : h + 1], pattern, bias)
+        torch.testing.assert_close(out[:, h : h + 1], alone)
+    again = Neighbors(joined.rowptr, joined.col, joined.num_keys, joined.edge_order, heads)
+    assert pairs(again) == pairs(joined)
+
+
+@pytest.mark.parametrize("by", ["graph", "pos"])
+def test_renumbering_moves_all_heads_of_an_element(by):
+    pos = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+    patterns = [Neighbors.knn(pos, k) for k in (3, 8)]
+    moved, order = Neighbors.per_head(patterns).reorder(pos if by == "pos" else None)
+    assert order.shape == (50,)
+    assert moved.heads == 2
+    for h, pattern in enumerate(patterns):
+        of_head = moved.row % 2 == h
+        found = set(zip(order[moved.row[of_head] // 2].tolist(), order[moved.col[of_head] // 2].tolist(), strict=True))
+        assert found == set(pairs(pattern))
+
+
+def reads_everything(x, pattern):
+    """Of every index of the pattern."""
+    turned = pattern.transpose
+    forward = x.new_zeros(pattern.num_queries).index_add(0, pattern.row, x[pattern.col] * pattern.edge_weight)
+    backward = x.new_zeros(pattern.num_keys).index_add(0, turned.row, x[turned.col] * pattern.degree[turned.col])
+    return forward, backward, turned.edge_order, turned.rowptr, pattern.transpose.degree
+
+
+def some_pattern(count, edges, dtype):
+    generator = torch.Generator().manual_seed(count)
+    pattern = Neighbors.from_edge_index(torch.randint(0, count, (2, edges), dtype=dtype, generator=generator), count)
+    pattern.edge_weight = torch.rand(edges, generator=generator)
+    return torch.randn(count, generator=generator), pattern
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_compiles_as_one_graph_whose_sort_agrees_with_counting(backend, dtype):
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(reads_everything, fullgraph=True, backend=counter)
+    for count in (20, 30, 31, 40, 41, 50):
+        expected = reads_everything(*some_pattern(count, 5 * count + 3, dtype))
+        x, pattern = some_pattern(count, 5 * count + 3, dtype)
+        for _ in range(2):  # the transpose is made in the first call and kept for the second
+            for a, b in zip(compiled(x, pattern), expected, strict=True):
+                assert a.dtype == b.dtype
+                torch.testing.assert_close(a, b)
+        assert pattern.transpose.transpose.num_edges == 5 * count + 3
+    assert counter.frame_count <= 4  # with and without transpose, of one size and of any
+
+
+class FromRows(torch.nn.Module):
+    def forward(self, x, rowptr, col):
+        pattern = Neighbors(rowptr, col, x.size(0))
+        pattern.edge_weight = x[col]
+        return reads_everything(x, pattern)
+
+
+class FromEdges(torch.nn.Module):
+    def forward(self, x, edge_index):
+        pattern = Neighbors.from_edge_index(edge_index, x.size(0))
+        pattern.edge_weight = pattern.reorder_edges(x[edge_index[0]])
+        return reads_everything(x, pattern)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("module", [FromRows(), FromEdges()])
+def test_exports_with_any_size(module, strict):
+    def arguments(count):
+        x, pattern = some_pattern(count, 5 * count + 3, torch.int64)
+        return (x, pattern.rowptr, pattern.col) if isinstance(module, FromRows) else (x, pattern.to_edge_index())
+
+    any_size = torch.export.Dim.AUTO
+    dimensions = [{t.dim() - 1: any_size} for t in arguments(20)]
+    program = torch.export.export(module, arguments(20), dynamic_shapes=tuple(dimensions), strict=strict)
+    for count in (20, 33):
+        for a, b in zip(program.module()(*arguments(count)), module(*arguments(count)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_checks_can_be_left_out():
+    rowptr, col = torch.tensor([0, 1]), torch.tensor([3])
+    with pytest.raises(ValueError, match="col must be in"):
+        Neighbors(rowptr, col, 2)
+    assert Neighbors(rowptr, col, 2, check=False).num_edges == 1
+    with pytest.raises(ValueError, match="both be int32"):
+        Neighbors(rowptr, col.float(), 2, check=False)
+
+
 def test_windows_write_out_their_pairs():
     windows = Windows.from_batch(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1, 2]), 3)
     assert pairs(windows.to_neighbors()) == [(0, 0), (1, 0), (2, 3)]
+
+
+SMALL = Neighbors.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +312,44 @@ def test_windows_write_out_their_pairs():
         ),
         (lambda: Neighbors.from_mesh(FACE, "corner"), "element must be"),
         (lambda: Neighbors.k_hop(torch.tensor([[0], [1]]), 0), "hops must be"),
+        (lambda: Neighbors.k_hop(torch.tensor([[0], [9]]), 1, 3), r"edge_index must be in \[0, 3\)"),
+        (
+            lambda: Neighbors.from_edge_index(torch.tensor([[7], [0]]), 3),
+            r"edge_index\[0\] must be in \[0, 3\)",
+        ),
+        (
+            lambda: Neighbors.from_edge_index(torch.zeros(1, 1, dtype=torch.int32).expand(2, 2**31), 1),
+            "int32 cannot count 2147483648 edges",
+        ),
+        (
+            lambda: Neighbors.from_edge_index(torch.zeros(2, 1, dtype=torch.int32), 1, 2**31),
+            "int32 cannot count 2147483648 keys",
+        ),
+        (
+            lambda: Neighbors(torch.tensor([0, 1]), torch.tensor([2**31]), 2**32).to(torch.int32),
+            "int32 cannot count 4294967296 keys; use int64",
+        ),
+        (
+            lambda: Neighbors(torch.tensor([0, 2**31]), torch.tensor([0]).expand(2**31), 1, check=False).to(
+                torch.int32
+            ),
+            "int32 cannot count 2147483648 edges",
+        ),
+        (
+            lambda: Neighbors.per_head(
+                [Neighbors(torch.tensor([0, 0], dtype=torch.int32), torch.zeros(0, dtype=torch.int32), 2**30)] * 2
+            ),
+            "int32 cannot count 2147483648 keys",
+        ),
+        (lambda: Neighbors.per_head([]), "one pattern for each head, got none"),
+        (lambda: Neighbors.per_head([SMALL, Neighbors.knn(torch.zeros(3, 3), 1)]), "same queries and keys.*for head 1"),
+        (lambda: Neighbors.per_head([SMALL, SMALL.to(torch.int32)]), "one index type.*for head 1, torch.int32"),
+        (lambda: Neighbors.per_head([Neighbors.per_head([SMALL, SMALL])]), "pattern 0 has heads of its own.*heads=2"),
+        (lambda: Neighbors(torch.tensor([0, 0, 1]), torch.tensor([0]), 2, heads=2), "same head of its keys"),
+        (lambda: Neighbors(torch.tensor([0, 0, 1]), torch.tensor([0]), 3, heads=2), "heads must divide.*2, 2 and 3"),
+        (lambda: Neighbors.knn(torch.zeros(3, 3), 1, None, torch.zeros(2, 3)).reorder(), "whose queries are its keys"),
+        (lambda: SMALL.reorder(torch.zeros(5, 3)), "expected pos of 2 elements"),
+        (lambda: SMALL.reorder(batch=torch.zeros(5)), "expected batch of 2 elements"),
         (lambda: Neighbors.knn(torch.zeros(2, 3), 1).reorder_edges(torch.zeros(2)), "no edge_order"),
         (lambda: Windows(torch.tensor([0, 1]), torch.tensor([0])), "expected query_ptr and key_ptr"),
         (lambda: Windows(torch.tensor([0, 2, 1])), "query_ptr must rise"),
