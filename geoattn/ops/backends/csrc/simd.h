@@ -95,11 +95,17 @@ INLINE Vec<double> load(const double* p) {
   return x;
 }
 INLINE Vec<float> load(const bf16* p) {
-  typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
-  typedef uint32_t Whole __attribute__((vector_size(kBytes)));
-  Half x;
-  std::memcpy(&x, p, sizeof x);
-  return reinterpret_cast<Vec<float>>(__builtin_convertvector(x, Whole) << 16);
+#if defined(__AVX512F__)
+  const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return reinterpret_cast<Vec<float>>(_mm512_slli_epi32(x, 16));
+#elif defined(__AVX2__)
+  const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return reinterpret_cast<Vec<float>>(_mm256_slli_epi32(x, 16));
+#else
+  Vec<float> x;
+  for (int i = 0; i < kWidth<float>; ++i) x[i] = static_cast<float>(p[i]);
+  return x;
+#endif
 }
 INLINE Vec<float> load(const f16* p) {
 #if defined(__AVX512F__)
@@ -134,13 +140,30 @@ INLINE Vec<float> load_part(const f16* p, int n) {
 }
 #endif
 
-template <class A>
-INLINE void store(A* p, Vec<A> x) {
-  std::memcpy(p, &x, sizeof x);
+INLINE void store(float* p, Vec<float> x) { std::memcpy(p, &x, sizeof x); }
+INLINE void store(double* p, Vec<double> x) { std::memcpy(p, &x, sizeof x); }
+INLINE void store(bf16* p, Vec<float> x) {
+  typedef uint32_t Whole __attribute__((vector_size(kBytes)));
+  typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
+  const Whole u = reinterpret_cast<Whole>(x);
+  const Whole rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  const Half bits = __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Half);
+  std::memcpy(p, &bits, sizeof bits);
 }
-template <class A>
-INLINE void store_part(A* p, Vec<A> x, int n) {
-  for (int i = 0; i < n; ++i) p[i] = x[i];
+INLINE void store(f16* p, Vec<float> x) {
+#if defined(__AVX512F__)
+  const __m256i half = _mm512_cvtps_ph(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+#elif defined(__AVX2__)
+  const __m128i half = _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
+#else
+  for (int i = 0; i < kWidth<float>; ++i) p[i] = static_cast<f16>(x[i]);
+#endif
+}
+template <class T>
+INLINE void store_part(T* p, Vec<Sum<T>> x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = static_cast<T>(x[i]);
 }
 
 // Lane l takes, of a where bit S of l is 0 and of b where it is 1, its own lane plus the lane across S.
@@ -180,8 +203,19 @@ template <class A>
 INLINE A sum_lanes(Vec<A> x) {
   return fold_rest<1, A>(x)[0];
 }
-
-constexpr int log2i(int n) { return n <= 1 ? 0 : 1 + log2i(n / 2); }
+template <int S, class V, int... L>
+INLINE V swap_(V x, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(x, x, (L ^ S)...);
+}
+template <int S, class A>
+INLINE A max_lanes(Vec<A> x) {
+  if constexpr (S < kWidth<A>) {
+    const Vec<A> y = swap_<S>(x, std::make_integer_sequence<int, kWidth<A>>{});
+    return max_lanes<2 * S, A>(x > y ? x : y);
+  } else {
+    return x[0];
+  }
+}
 
 INLINE Vec<float> exp(Vec<float> x) {
   // exp(x) = 2^n exp(r), |r| <= ln 2 / 2; below -87.3, where the result would be denormal, 0.

@@ -50,42 +50,66 @@ struct Span {
   INLINE int rest() const { return N ? 0 : length % kWidth<A>; }
 };
 
-// score[b] = leaf(b) summed over lanes, for b < count; what stands beyond count is undefined.
+// One number for each edge of a tile, kept in registers.
+template <class A>
+struct Lanes {
+  static constexpr int W = kWidth<A>, kParts = kTile / W;
+  Vec<A> part[kParts];
+
+  template <class F>
+  INLINE void each(const F& f) {
+    for (int n = 0; n < kParts; ++n) f(n, part[n]);
+  }
+  INLINE void store_to(A* p) const {
+    for (int n = 0; n < kParts; ++n) store(p + n * W, part[n]);
+  }
+  static INLINE Lanes from(const A* p) {
+    Lanes x;
+    for (int n = 0; n < kParts; ++n) x.part[n] = load(p + n * W);
+    return x;
+  }
+};
+
+// Lane b: leaf(b) summed over its lanes, for b < count; what lanes beyond hold is undefined.
 template <class A, class Leaf>
-INLINE void sums(const Leaf& leaf, int count, A* score) {
+INLINE Lanes<A> sums(const Leaf& leaf, int count) {
   constexpr int W = kWidth<A>;
-  int b = 0;
-  if constexpr (W >= 16) {
-    if (count > 12) return store(score, fold_rest<16, A>(tree<4, A>(leaf, 0)));
-  }
-  if constexpr (W >= 8) {
-    for (; count - b > 4; b += 8) {
-      const Vec<A> x = fold_rest<8, A>(tree<3, A>(leaf, b));
-      std::memcpy(score + b, &x, 8 * sizeof(A));
+  Lanes<A> x;
+  for (int n = 0; n < Lanes<A>::kParts; ++n) {
+    const int first = n * W, rest = count - first;
+    if (rest <= 0) {
+      x.part[n] = Vec<A>{};
+      continue;
     }
-  }
-  if constexpr (W >= 4) {
-    for (; b < count; b += 4) {
-      const Vec<A> x = fold_rest<4, A>(tree<2, A>(leaf, b));
-      std::memcpy(score + b, &x, 4 * sizeof(A));
+    if constexpr (W >= 16) {
+      if (rest > 8) {
+        x.part[n] = tree<4, A>(leaf, first);
+        continue;
+      }
     }
-  } else {
-    for (; b < count; b += 2) {
-      const Vec<A> x = fold_rest<2, A>(tree<1, A>(leaf, b));
-      std::memcpy(score + b, &x, 2 * sizeof(A));
+    if constexpr (W >= 8) {
+      if (rest > 4) {
+        x.part[n] = fold_rest<8, A>(tree<3, A>(leaf, first));
+        continue;
+      }
     }
+    if constexpr (W >= 4)
+      x.part[n] = fold_rest<4, A>(tree<2, A>(leaf, first));
+    else
+      x.part[n] = tree<1, A>(leaf, first);
   }
+  return x;
 }
 
-// score[b] = x . row[b]
+// Lane b: x . row[b]
 template <class T, int N>
-void dots(const Sum<T>* x, const T* const* row, int64_t offset, int length, int count, Sum<T>* score) {
+Lanes<Sum<T>> dots(const Sum<T>* x, const T* const* row, int64_t offset, int length, int count) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   const Span<T, N> span{length};
   Vec<A> own[N ? N : 1];
   for (int n = 0; n < N; ++n) own[n] = load(x + n * W);
-  sums<A>(
+  return sums<A>(
       [&](int b) {
         const T* r = row[b] + offset;
         Vec<A> acc{};
@@ -93,7 +117,7 @@ void dots(const Sum<T>* x, const T* const* row, int64_t offset, int length, int 
         if (span.rest()) acc += load_part(x + span.full() * W, span.rest()) * load_part(r + span.full() * W, span.rest());
         return acc;
       },
-      count, score);
+      count);
 }
 
 // sum[:] += sum_b weight[b] * row[b]
@@ -154,21 +178,22 @@ struct Additive {
   }
 };
 
-// score[b] = att . leaky_relu(x + row[b] + edge[b])
+// Lane b: att . leaky_relu(x + row[b] + edge[b])
 template <class T, int N>
-void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
+Lanes<Sum<T>> additive(const Additive<T>& of, int length, int count) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   if (length == 1) {
+    alignas(64) A score[kTile] = {};
     for (int b = 0; b < count; ++b) {
       A y = of.x[0] + static_cast<A>(of.row[b][of.offset]);
       if (of.edge) y += static_cast<A>(of.edge[b][of.edge_offset]);
       score[b] = of.att[0] * (y > 0 ? y : y * of.slope);
     }
-    return;
+    return Lanes<A>::from(score);
   }
   const Span<T, N> span{length};
-  sums<A>(
+  return sums<A>(
       [&](int b) {
         Vec<A> acc{};
         for (int n = 0; n < span.full(); ++n) acc += load(of.att + n * W) * leaky<A>(of.at(b, n * W), of.slope);
@@ -177,7 +202,7 @@ void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
           acc += load_part(of.att + begin, span.rest()) * leaky<A>(of.part(b, begin, span.rest()), of.slope);
         return acc;
       },
-      count, score);
+      count);
 }
 
 // With y = x + row[b] + edge[b]: sum[:] += sum_b weight[b] att leaky'(y), and grad_att[:] += sum_b weight[b] leaky(y).
@@ -348,8 +373,17 @@ struct Attention {
 
   // Copies one row, all its heads, into sums.
   static void widen(const T* row, int64_t head_stride, int64_t heads, int64_t length, A* to) {
-    for (int64_t h = 0; h < heads; ++h)
-      for (int64_t d = 0; d < length; ++d) to[h * length + d] = static_cast<A>(row[h * head_stride + d]);
+    for (int64_t h = 0; h < heads; ++h, row += head_stride, to += length) {
+      int64_t d = 0;
+      for (; d + W <= length; d += W) store(to + d, load(row + d));
+      for (; d < length; ++d) to[d] = static_cast<A>(row[d]);
+    }
+  }
+  // to[:] = by * sum[:]
+  static void narrow(const A* sum, A by, int64_t length, T* to) {
+    int64_t d = 0;
+    for (; d + W <= length; d += W) store(to + d, load(sum + d) * by);
+    for (; d < length; ++d) to[d] = static_cast<T>(sum[d] * by);
   }
 
   Additive<T> additive_of(const Tile& tile, const A* own, int64_t h, int64_t offset) const {
@@ -362,38 +396,56 @@ struct Attention {
             slope};
   }
 
-  // Scores of a tile in head h; `own` is the row that all its edges share, `key` the key of edge b. Beyond count: -inf.
+  // Scores of a tile in head h, -inf beyond its edges; `own` is the row that all its edges share, `query` the same
+  // where that is a query's, `key` the key of edge b.
   template <class KeyOf>
-  INLINE void scores(const Tile& tile, const A* own, int64_t h, int64_t offset, const A* query, const KeyOf& key,
-                     A* score) const {
+  INLINE Lanes<A> scores(const Tile& tile, const A* own, int64_t h, int64_t offset, const A* query,
+                         const KeyOf& key) const {
     const int n = tile.count;
+    Lanes<A> score;
     if (call.att) {
-      of_dim.additive_(additive_of(tile, own, h, offset), static_cast<int>(D), n, score);
+      score = of_dim.additive_(additive_of(tile, own, h, offset), static_cast<int>(D), n);
     } else {
-      of_dim.dots_(own, tile.first, offset, static_cast<int>(D), n, score);
-      if (call.edge_key) {
-        const int64_t edge_offset = h / (H / call.edge_key_heads) * D;
-        if (query) {
-          A more[kTile];
-          of_dim.dots_(query, tile.edge_key, edge_offset, static_cast<int>(D), n, more);
-          for (int b = 0; b < n; ++b) score[b] += more[b];
-        } else {
-          for (int b = 0; b < n; ++b)
-            for (int64_t d = 0; d < D; ++d)
-              score[b] += static_cast<A>(tile.first[b][offset + d]) * static_cast<A>(tile.edge_key[b][edge_offset + d]);
-        }
+      score = of_dim.dots_(own, tile.first, offset, static_cast<int>(D), n);
+      if (call.edge_key) add(score, edge_dots(tile, h, offset, query));
+      score.each([&](int, Vec<A>& x) { x *= scale; });
+    }
+    if (call.bias || call.log_weight) {
+      alignas(64) A more[kTile] = {};
+      if (call.bias) {
+        const A* bias = static_cast<const A*>(call.bias) + h / (H / call.bias_heads);
+        for (int b = 0; b < n; ++b) more[b] = bias[tile.edge[b] * call.bias_heads];
       }
-      for (int b = 0; b < n; ++b) score[b] *= scale;
+      if (call.log_weight) {
+        const A* weight = static_cast<const A*>(call.log_weight) + h / (H / call.weight_heads);
+        for (int b = 0; b < n; ++b) more[b] += weight[key(b) * call.weight_heads];
+      }
+      add(score, Lanes<A>::from(more));
     }
-    if (call.bias) {
-      const A* bias = static_cast<const A*>(call.bias) + h / (H / call.bias_heads);
-      for (int b = 0; b < n; ++b) score[b] += bias[tile.edge[b] * call.bias_heads];
-    }
-    if (call.log_weight) {
-      const A* weight = static_cast<const A*>(call.log_weight) + h / (H / call.weight_heads);
-      for (int b = 0; b < n; ++b) score[b] += weight[key(b) * call.weight_heads];
-    }
-    for (int b = n; b < kTile; ++b) score[b] = -INFINITY;
+    score.each([&](int part, Vec<A>& x) { x = lane_numbers() + part * W < n ? x : splat(A(-INFINITY)); });
+    return score;
+  }
+  static INLINE Mask<A> lane_numbers() {
+    Mask<A> lane;
+    for (int l = 0; l < W; ++l) lane[l] = l;
+    return lane;
+  }
+  static INLINE void add(Lanes<A>& x, const Lanes<A>& y) {
+    x.each([&](int n, Vec<A>& part) { part += y.part[n]; });
+  }
+  // Dot products of queries with edge_key; along the transpose (query null) the queries are the gathered rows.
+  Lanes<A> edge_dots(const Tile& tile, int64_t h, int64_t offset, const A* query) const {
+    const int64_t edge_offset = h / (H / call.edge_key_heads) * D;
+    if (query) return of_dim.dots_(query, tile.edge_key, edge_offset, static_cast<int>(D), tile.count);
+    return pair_dots(tile.first, offset, tile.edge_key, edge_offset, D, tile.count);
+  }
+  static Lanes<A> pair_dots(const T* const* x, int64_t x_offset, const T* const* y, int64_t y_offset, int64_t length,
+                            int count) {
+    alignas(64) A sum[kTile] = {};
+    for (int b = 0; b < count; ++b)
+      for (int64_t d = 0; d < length; ++d)
+        sum[b] += static_cast<A>(x[b][x_offset + d]) * static_cast<A>(y[b][y_offset + d]);
+    return Lanes<A>::from(sum);
   }
 
   // 1 / (1 - dropout) where the edge is kept in head h, 0 where not.
@@ -404,24 +456,14 @@ struct Attention {
     for (int b = 0; b < tile.count; ++b) kept[b] = tile.word[b][h % 4] >= threshold ? keep_scale : A(0);
   }
 
-  static INLINE A highest(const A* score) {
-    Vec<A> m = load(score);
-    for (int n = W; n < kTile; n += W) {
-      const Vec<A> x = load(score + n);
-      m = x > m ? x : m;
-    }
-    A top = m[0];
-    for (int l = 1; l < W; ++l) top = m[l] > top ? m[l] : top;
-    return top;
+  static INLINE A highest(const Lanes<A>& score) {
+    Vec<A> top = score.part[0];
+    for (int n = 1; n < Lanes<A>::kParts; ++n) top = score.part[n] > top ? score.part[n] : top;
+    return max_lanes<1, A>(top);
   }
-  // weight = exp(score - shift), and their sum.
-  static INLINE A exponents(const A* score, A shift, A* weight) {
-    Vec<A> total{};
-    for (int n = 0; n < kTile; n += W) {
-      const Vec<A> p = exp(load(score + n) - shift);
-      store(weight + n, p);
-      total += p;
-    }
+  static INLINE A total_of(const Lanes<A>& x) {
+    Vec<A> total = x.part[0];
+    for (int n = 1; n < Lanes<A>::kParts; ++n) total += x.part[n];
     return sum_lanes<A>(total);
   }
 
@@ -436,7 +478,7 @@ struct Attention {
     const Side side = along_rows();
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       std::vector<A> query(H * D), out(H * C), top(H), total(H);
-      alignas(64) A score[kTile], weight[kTile], kept[kTile];
+      alignas(64) A weight[kTile], kept[kTile];
       Tile tile;
       for (int64_t i = from; i < to; ++i) {
         int64_t begin, end;
@@ -452,20 +494,23 @@ struct Attention {
             const int64_t key_offset = g * call.key_stride[1], value_offset = g * call.value_stride[1];
             if (h % per_group == 0) prefetch(tile.next_first, tile.next, key_offset, D);
             const A* q = query.data() + h * D;
-            scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; }, score);
+            Lanes<A> score = scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; });
             if (h % per_group == 0) prefetch(tile.next_second, tile.next, value_offset, C);
 
             const A peak = std::max(highest(score), top[h]);
             if (peak == -INFINITY) continue;
             A* sum = out.data() + h * C;
             if (peak > top[h]) {
-              const A shrink = std::exp(top[h] - peak);
-              if (total[h] != 0)
+              if (total[h] != 0) {
+                const A shrink = std::exp(top[h] - peak);
                 for (int64_t c = 0; c < C; ++c) sum[c] *= shrink;
-              total[h] *= shrink;
+                total[h] *= shrink;
+              }
               top[h] = peak;
             }
-            total[h] += exponents(score, peak, weight);
+            score.each([&](int, Vec<A>& x) { x = exp(x - peak); });
+            score.store_to(weight);
+            total[h] += total_of(score);
             if (call.dropout > 0) {
               keep(tile, h, kept);
               for (int b = 0; b < tile.count; ++b) weight[b] *= kept[b];
@@ -481,7 +526,7 @@ struct Attention {
         for (int64_t h = 0; h < H; ++h) {
           const bool empty = top[h] == -INFINITY && total[h] == 0;
           const A share = empty ? A(0) : 1 / total[h];
-          for (int64_t c = 0; c < C; ++c) to_out[h * C + c] = static_cast<T>(out[h * C + c] * share);
+          narrow(out.data() + h * C, share, C, to_out + h * C);
           to_lse[h] = empty ? A(-INFINITY) : top[h] + std::log(total[h]);
         }
       }
@@ -517,20 +562,21 @@ struct Attention {
     });
   }
 
-  // From scores and upstream gradients to ds and to the weights the values were summed with.
-  INLINE void chain(Tile& tile, int64_t h, const A* score, const A* lse, const A* delta, A* upstream, A* weight,
-                    A* ds) const {
-    for (int n = 0; n < kTile; n += W) store(weight + n, exp(load(score + n) - load(lse + n)));
-    alignas(64) A kept[kTile];
+  // From scores and upstream gradients to ds and to the weights that values were summed with; 0 beyond the edges.
+  INLINE void chain(Tile& tile, int64_t h, const Lanes<A>& score, const Lanes<A>& lse, const Lanes<A>& delta,
+                    Lanes<A>& upstream, A* weight, A* ds) const {
+    Lanes<A> p, kept;
+    p.each([&](int n, Vec<A>& x) { x = exp(score.part[n] - lse.part[n]); });
     if (call.dropout > 0) {
-      keep(tile, h, kept);
-      for (int b = tile.count; b < kTile; ++b) kept[b] = 0;
-      for (int n = 0; n < kTile; n += W) store(upstream + n, load(upstream + n) * load(kept + n));
+      alignas(64) A factor[kTile] = {};
+      keep(tile, h, factor);
+      kept = Lanes<A>::from(factor);
+      upstream.each([&](int n, Vec<A>& x) { x *= kept.part[n]; });
     }
-    for (int n = 0; n < kTile; n += W)
-      store(ds + n, load(weight + n) * (load(upstream + n) - load(delta + n)));
-    if (call.dropout > 0)
-      for (int n = 0; n < kTile; n += W) store(weight + n, load(weight + n) * load(kept + n));
+    upstream.each([&](int n, Vec<A>& x) { x = p.part[n] * (x - delta.part[n]); });
+    upstream.store_to(ds);
+    if (call.dropout > 0) p.each([&](int n, Vec<A>& x) { x *= kept.part[n]; });
+    p.store_to(weight);
   }
 
   void along_queries() {
@@ -540,8 +586,7 @@ struct Attention {
     if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * H * D);
     parallel_blocks(call.queries, step, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       std::vector<A> query(H * D), grad(H * C), sum(H * D), edge_key(kTile * D), edge_value(kTile * C);
-      alignas(64) A score[kTile], upstream[kTile] = {}, lse[kTile], delta[kTile], weight[kTile], ds[kTile],
-          grad_bias[kTile];
+      alignas(64) A weight[kTile], ds[kTile], grad_bias[kTile];
       A* grad_att = call.grad_att ? att_parts.data() + from / step * H * D : nullptr;
       Tile tile;
       for (int64_t i = from; i < to; ++i) {
@@ -558,18 +603,16 @@ struct Attention {
             const int64_t key_offset = g * call.key_stride[1], value_offset = g * call.value_stride[1];
             if (h % per_group == 0) prefetch(tile.next_first, tile.next, key_offset, D);
             const A *q = query.data() + h * D, *o = grad.data() + h * C;
-            scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; }, score);
+            const Lanes<A> score = scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; });
             if (h % per_group == 0) prefetch(tile.next_second, tile.next, value_offset, C);
-            of_width.dots_(o, tile.second, value_offset, static_cast<int>(C), n, upstream);
-            const int64_t value_head = call.edge_value ? h / (H / call.edge_value_heads) : 0;
+            Lanes<A> upstream = of_width.dots_(o, tile.second, value_offset, static_cast<int>(C), n);
             if (call.edge_value) {
-              A more[kTile];
-              of_width.dots_(o, tile.edge_value, value_head * C, static_cast<int>(C), n, more);
-              for (int b = 0; b < n; ++b) upstream[b] += more[b];
+              const int64_t offset = h / (H / call.edge_value_heads) * C;
+              add(upstream, of_width.dots_(o, tile.edge_value, offset, static_cast<int>(C), n));
             }
-            std::fill(lse, lse + kTile, stats[(i * H + h) * 2]);
-            std::fill(delta, delta + kTile, stats[(i * H + h) * 2 + 1]);
-            for (int b = n; b < kTile; ++b) upstream[b] = 0;
+            Lanes<A> lse, delta;
+            lse.each([&](int, Vec<A>& x) { x = splat(stats[(i * H + h) * 2]); });
+            delta.each([&](int, Vec<A>& x) { x = splat(stats[(i * H + h) * 2 + 1]); });
             chain(tile, h, score, lse, delta, upstream, weight, ds);
 
             if (call.att) {
@@ -588,9 +631,7 @@ struct Attention {
           }
         }
         if (call.grad_query) {
-          T* to_query = static_cast<T*>(call.grad_query) + i * H * D;
-          const A by = call.att ? A(1) : scale;
-          for (int64_t d = 0; d < H * D; ++d) to_query[d] = static_cast<T>(sum[d] * by);
+          narrow(sum.data(), call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + i * H * D);
         }
       }
     });
@@ -644,7 +685,8 @@ struct Attention {
                        call.query_stride, call.grad_out_stride};
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       std::vector<A> key(G * D), value(G * C), sum_key(G * D), sum_value(G * C), sum_weight(H);
-      alignas(64) A score[kTile], upstream[kTile] = {}, lse[kTile] = {}, delta[kTile] = {}, weight[kTile], ds[kTile];
+      std::vector<A> of_query(2 * H * kTile);  // log-sum-exp, then delta, per head, of the queries of a tile
+      alignas(64) A weight[kTile], ds[kTile];
       Tile tile;
       for (int64_t j = from; j < to; ++j) {
         int64_t begin, end;
@@ -657,28 +699,22 @@ struct Attention {
         for (; begin < end; begin += kTile) {
           if (!gather(side, begin, end, tile)) return;
           const int n = tile.count;
+          for (int b = 0; b < n; ++b)
+            for (int64_t s = 0; s < 2 * H; ++s) of_query[s * kTile + b] = stats[tile.other[b] * 2 * H + s];
           for (int64_t h = 0; h < H; ++h) {
             const int64_t g = h / per_group;
             const int64_t query_offset = h * call.query_stride[1], grad_offset = h * call.grad_out_stride[1];
             prefetch(tile.next_first, tile.next, query_offset, D);
             const A *k = key.data() + g * D, *v = value.data() + g * C;
-            scores(tile, k, h, query_offset, nullptr, [&](int) { return j; }, score);
+            const Lanes<A> score = scores(tile, k, h, query_offset, nullptr, [&](int) { return j; });
             prefetch(tile.next_second, tile.next, grad_offset, C);
-            of_width.dots_(v, tile.second, grad_offset, static_cast<int>(C), n, upstream);
+            Lanes<A> upstream = of_width.dots_(v, tile.second, grad_offset, static_cast<int>(C), n);
             if (call.edge_value) {
               const int64_t offset = h / (H / call.edge_value_heads) * C;
-              for (int b = 0; b < n; ++b)
-                for (int64_t c = 0; c < C; ++c)
-                  upstream[b] +=
-                      static_cast<A>(tile.second[b][grad_offset + c]) * static_cast<A>(tile.edge_value[b][offset + c]);
+              add(upstream, pair_dots(tile.second, grad_offset, tile.edge_value, offset, C, n));
             }
-            for (int b = 0; b < n; ++b) {
-              const A* of_query = stats.data() + (tile.other[b] * H + h) * 2;
-              lse[b] = of_query[0];
-              delta[b] = of_query[1];
-            }
-            for (int b = n; b < kTile; ++b) upstream[b] = 0;
-            chain(tile, h, score, lse, delta, upstream, weight, ds);
+            const A* own = of_query.data() + 2 * h * kTile;
+            chain(tile, h, score, Lanes<A>::from(own), Lanes<A>::from(own + kTile), upstream, weight, ds);
 
             if (call.grad_key) {
               if (call.att)
@@ -694,13 +730,10 @@ struct Attention {
           }
         }
         if (call.grad_key) {
-          T* to_key = static_cast<T*>(call.grad_key) + j * G * D;
-          const A by = call.att ? A(1) : scale;
-          for (int64_t d = 0; d < G * D; ++d) to_key[d] = static_cast<T>(sum_key[d] * by);
+          narrow(sum_key.data(), call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D);
         }
         if (call.grad_value) {
-          T* to_value = static_cast<T*>(call.grad_value) + j * G * C;
-          for (int64_t c = 0; c < G * C; ++c) to_value[c] = static_cast<T>(sum_value[c]);
+          narrow(sum_value.data(), A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C);
         }
         if (call.grad_log_weight) {
           A* to_weight = static_cast<A*>(call.grad_log_weight) + j * call.weight_heads;

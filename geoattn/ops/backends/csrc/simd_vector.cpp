@@ -1,0 +1,538 @@
+// Vector attention over compressed rows (Zhao et al. 2021): o_i = sum_j softmax_j(score_ij) * (v_j + delta_ij), a weight
+// for every channel. Either the networks run elsewhere and the kernels here do what lies between them, for the edges of
+// some rows; or both networks are chains of linear layers and everything runs here, in tiles of edges that stay in cache.
+//
+// Nothing is stored per edge for the backward pass: it computes the tiles again. Where tiles and chunks are cut depends
+// on the pattern alone, and every sum has one owner and one order, so the bits do not depend on the number of threads.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace GEOATTN_NAMESPACE {
+using geoattn::on_threads;
+using geoattn::parallel_blocks;
+
+namespace {
+
+constexpr int64_t kTileEdges = 128;  // plus at most one row
+constexpr int64_t kTiles = 16;       // in a chunk; gradients of weights have as many slots
+constexpr int64_t kRowGrain = 64;
+
+// y = x W^T + b, then perhaps ReLU. Rows are padded with zeros to whole cache lines. Mirrors vector_cpu._Layer.
+struct Layer {
+  int64_t in, out, relu;
+  const void* forward;   // [in, out padded]
+  const void* backward;  // [out, in padded]
+  const void* bias;      // [out padded], or null
+  void* grad;            // [kTiles, in + 1, out padded], the last row of the bias; or null
+};
+
+// Mirrors vector_cpu._Call. Node tensors are contiguous; null is absent.
+struct Call {
+  int64_t begin, end;  // rows
+  int64_t channels, positions, is_double, threads;
+  const int64_t *rowptr, *col;
+  const void *query, *key, *value, *position, *key_position, *grad_out;
+  void *out, *grad_query, *grad_key, *grad_value, *grad_position, *grad_key_position;
+  void *delta, *score, *message;  // of the edges of these rows, [e, channels]
+  int64_t pos_layers, attn_layers;
+  const Layer *pos, *attn;
+};
+
+template <class A>
+constexpr int64_t padded(int64_t n) {
+  constexpr int64_t line = 64 / sizeof(A);
+  return (n + line - 1) / line * line;
+}
+
+template <class A>
+INLINE Vec<A> load_n(const A* p, int n) {
+  return n == kWidth<A> ? load(p) : load_part(p, n);
+}
+template <class A>
+INLINE void store_n(A* p, Vec<A> x, int n) {
+  n == kWidth<A> ? store(p, x) : store_part(p, x, n);
+}
+
+// body(c, n) for [begin, end) cut into vectors of n lanes.
+template <class A, class Body>
+INLINE void lanes(int64_t begin, int64_t end, const Body& body) {
+  int64_t c = begin;
+  for (; c + kWidth<A> <= end; c += kWidth<A>) body(c, kWidth<A>);
+  if (c < end) body(c, static_cast<int>(end - c));
+}
+
+// ---- Between the networks -------------------------------------------------------------------------------------------
+
+// Edges first, first + 1, ... of the pattern as rows of a buffer.
+template <class A>
+struct Edges {
+  A* data;
+  int64_t stride, first;
+  INLINE A* operator[](int64_t edge) const { return data + (edge - first) * stride; }
+};
+
+template <class A>
+struct Between {
+  const Call& call;
+  const int64_t channels = call.channels;
+
+  template <class T>
+  INLINE T* node(T* base, int64_t i) const {
+    return base + i * channels;
+  }
+  const A* as(const void* p) const { return static_cast<const A*>(p); }
+  A* as(void* p) const { return static_cast<A*>(p); }
+
+  // score = q_i - k_j + delta
+  void relate(int64_t begin, int64_t end, Edges<A> delta, Edges<A> score) const {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t e = call.rowptr[i]; e < call.rowptr[i + 1]; ++e) {
+        const A *q = node(as(call.query), i), *k = node(as(call.key), call.col[e]), *d = delta[e];
+        A* s = score[e];
+        lanes<A>(0, channels, [&](int64_t c, int n) {
+          store_n(s + c, load_n(q + c, n) - load_n(k + c, n) + load_n(d + c, n), n);
+        });
+      }
+  }
+
+  // Highest score of a row, 0 where there is none above -inf.
+  INLINE Vec<A> highest(int64_t row, Edges<A> score, int64_t c, int n) const {
+    Vec<A> most = splat(-static_cast<A>(INFINITY));
+    for (int64_t e = call.rowptr[row]; e < call.rowptr[row + 1]; ++e) {
+      const Vec<A> s = load_n(score[e] + c, n);
+      most = s > most ? s : most;
+    }
+    return most > -static_cast<A>(INFINITY) ? most : Vec<A>{};
+  }
+
+  void sum(int64_t begin, int64_t end, Edges<A> delta, Edges<A> score) const {
+    for (int64_t i = begin; i < end; ++i)
+      lanes<A>(0, channels, [&](int64_t c, int n) {
+        const Vec<A> most = highest(i, score, c, n);
+        Vec<A> total{}, acc{};
+        for (int64_t e = call.rowptr[i]; e < call.rowptr[i + 1]; ++e) {
+          const Vec<A> weight = exp(load_n(score[e] + c, n) - most);
+          total += weight;
+          acc += weight * (load_n(node(as(call.value), call.col[e]) + c, n) + load_n(delta[e] + c, n));
+        }
+        store_n(node(as(call.out), i) + c, acc / (total > 0 ? total : splat(A(1))), n);
+      });
+  }
+
+  // Scores become their gradients; message becomes the gradient of v_j + delta.
+  void sum_backward(int64_t begin, int64_t end, Edges<A> delta, Edges<A> score, Edges<A> message) const {
+    for (int64_t i = begin; i < end; ++i)
+      lanes<A>(0, channels, [&](int64_t c, int n) {
+        const Vec<A> most = highest(i, score, c, n);
+        const Vec<A> grad = load_n(node(as(call.grad_out), i) + c, n);
+        Vec<A> total{}, mean{};
+        for (int64_t e = call.rowptr[i]; e < call.rowptr[i + 1]; ++e) {
+          const Vec<A> weight = exp(load_n(score[e] + c, n) - most);
+          const Vec<A> v = load_n(node(as(call.value), call.col[e]) + c, n) + load_n(delta[e] + c, n);
+          total += weight;
+          mean += weight * v;
+          store_n(score[e] + c, weight, n);
+          store_n(message[e] + c, v, n);
+        }
+        const Vec<A> by = 1 / (total > 0 ? total : splat(A(1)));
+        mean *= by;
+        for (int64_t e = call.rowptr[i]; e < call.rowptr[i + 1]; ++e) {
+          const Vec<A> upstream = load_n(score[e] + c, n) * by * grad;
+          store_n(score[e] + c, upstream * (load_n(message[e] + c, n) - mean), n);
+          store_n(message[e] + c, upstream, n);
+        }
+      });
+  }
+
+  // grad[i] = sum of the row, for tensors of any number of channels
+  static void sum_rows(const Call& call, int64_t begin, int64_t end, Edges<A> edges, A* grad, int64_t channels) {
+    for (int64_t i = begin; i < end; ++i)
+      lanes<A>(0, channels, [&](int64_t c, int n) {
+        Vec<A> acc{};
+        for (int64_t e = call.rowptr[i]; e < call.rowptr[i + 1]; ++e) acc += load_n(edges[e] + c, n);
+        store_n(grad + i * channels + c, acc, n);
+      });
+  }
+
+  // grad[j] += or -= its edges in [begin, end), in order, channels [from, to) only
+  template <bool Subtract>
+  static void sum_columns(const Call& call, int64_t begin, int64_t end, Edges<A> edges, A* grad, int64_t channels,
+                          int64_t from, int64_t to) {
+    for (int64_t e = begin; e < end; ++e) {
+      A* target = grad + call.col[e] * channels;
+      lanes<A>(from, to, [&](int64_t c, int n) {
+        const Vec<A> x = load_n(edges[e] + c, n), before = load_n(target + c, n);
+        store_n(target + c, Subtract ? before - x : before + x, n);
+      });
+    }
+  }
+
+  // Gradients of keys and values from those of the edges of rows [begin, end), each thread some channels.
+  void collect(int64_t begin, int64_t end, Edges<A> score, Edges<A> message) const {
+    const int64_t first = call.rowptr[begin], last = call.rowptr[end];
+    const int64_t grain = padded<A>((channels + call.threads - 1) / call.threads);
+    parallel_blocks(channels, grain, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
+      if (call.grad_key) sum_columns<true>(call, first, last, score, as(call.grad_key), channels, from, to);
+      if (call.grad_value) sum_columns<false>(call, first, last, message, as(call.grad_value), channels, from, to);
+    });
+  }
+
+  // One of the functions above on the edge tensors of the call, rows split among threads.
+  template <class Body>
+  void over_rows(const Body& body) const {
+    parallel_blocks(call.end - call.begin, kRowGrain, static_cast<int>(call.threads),
+                    [&](int64_t from, int64_t to) { body(call.begin + from, call.begin + to); });
+  }
+  Edges<A> edges(void* data) const { return {as(data), channels, call.rowptr[call.begin]}; }
+};
+
+// ---- Matrix products ------------------------------------------------------------------------------------------------
+
+// out = a b, [rows, columns] = [rows, inner] [inner, columns], all strides in elements, columns padded.
+template <class A>
+struct Product {
+  int64_t rows, columns, inner;
+  const A *a, *b;
+  int64_t a_stride, b_stride;
+  A* out;
+  int64_t out_stride;
+  const A* bias = nullptr;      // added to every row
+  const A* positive = nullptr;  // like out: where it is not above 0, out is 0
+  bool add = false;             // to what out held
+  bool relu = false;
+};
+
+// R rows by N vectors of the output, held in registers. Transposed: a is given as [inner, rows].
+template <class A, bool Transposed, int R, int N>
+void micro(const Product<A>& p, int64_t row, int64_t column) {
+  constexpr int W = kWidth<A>;
+  Vec<A> acc[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+      acc[r][n] = p.add    ? load(p.out + (row + r) * p.out_stride + column + n * W)
+                  : p.bias ? load(p.bias + column + n * W)
+                           : Vec<A>{};
+  const A* a = p.a + row * (Transposed ? 1 : p.a_stride);
+  const A* b = p.b + column;
+  for (int64_t k = 0; k < p.inner; ++k, b += p.b_stride, a += Transposed ? p.a_stride : 1) {
+    Vec<A> x[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) x[n] = load(b + n * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> by = splat(a[r * (Transposed ? 1 : p.a_stride)]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[r][n] += by * x[n];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const int64_t at = (row + r) * p.out_stride + column + n * W;
+      if (p.relu) acc[r][n] = acc[r][n] < 0 ? Vec<A>{} : acc[r][n];  // NaN stays
+      if (p.positive) acc[r][n] = load(p.positive + at) > 0 ? acc[r][n] : Vec<A>{};
+      store(p.out + at, acc[r][n]);
+    }
+}
+
+template <class A, bool Transposed, int N>
+void strip(const Product<A>& p, int64_t column) {
+  constexpr int R = 6;
+  int64_t row = 0;
+  for (; row + R <= p.rows; row += R) micro<A, Transposed, R, N>(p, row, column);
+  switch (p.rows - row) {
+    case 5: return micro<A, Transposed, 5, N>(p, row, column);
+    case 4: return micro<A, Transposed, 4, N>(p, row, column);
+    case 3: return micro<A, Transposed, 3, N>(p, row, column);
+    case 2: return micro<A, Transposed, 2, N>(p, row, column);
+    case 1: return micro<A, Transposed, 1, N>(p, row, column);
+  }
+}
+
+template <bool Transposed, class A>
+void multiply(const Product<A>& p) {
+  constexpr int W = kWidth<A>, N = kBytes == 64 ? 4 : 2;  // what the registers hold
+  int64_t column = 0;
+  for (; column + N * W <= p.columns; column += N * W) strip<A, Transposed, N>(p, column);
+  for (; column < p.columns; column += W) strip<A, Transposed, 1>(p, column);
+}
+
+// ---- With both networks ---------------------------------------------------------------------------------------------
+
+template <class A>
+class Chain {
+ public:
+  Chain(const Layer* layers, int64_t count, int64_t in, int64_t edges) : layers_(layers), count_(count), in_(in) {
+    for (int64_t l = 0; l <= count; ++l) {
+      width_ = std::max(width_, stride(l));
+      activations_.emplace_back(edges * stride(l));
+    }
+  }
+  int64_t width() const { return width_; }
+  int64_t stride(int64_t l) const { return padded<A>(l ? layers_[l - 1].out : in_); }
+  A* input() { return activations_.front().data(); }
+  A* output() { return activations_.back().data(); }
+  int64_t output_stride() const { return stride(count_); }
+
+  void forward(int64_t edges) {
+    for (int64_t l = 0; l < count_; ++l) {
+      const Layer& layer = layers_[l];
+      Product<A> p{edges, stride(l + 1), layer.in};
+      p.a = activations_[l].data(), p.a_stride = stride(l);
+      p.b = static_cast<const A*>(layer.forward), p.b_stride = stride(l + 1);
+      p.out = activations_[l + 1].data(), p.out_stride = stride(l + 1);
+      p.bias = static_cast<const A*>(layer.bias), p.relu = layer.relu;
+      multiply<false>(p);
+    }
+  }
+
+  // From the gradient of the output (overwritten) to that of the input (if not null); gradients of weights are added to
+  // slot `tile`. `spare` holds edges * width().
+  void backward(int64_t edges, int64_t tile, A* grad, A* spare, A* grad_input) {
+    if (count_ && layers_[count_ - 1].relu) {
+      const A* out = output();
+      for (int64_t x = 0; x < edges * output_stride(); x += kWidth<A>)
+        store(grad + x, load(out + x) > 0 ? load(grad + x) : Vec<A>{});
+    }
+    for (int64_t l = count_ - 1; l >= 0; --l) {
+      const Layer& layer = layers_[l];
+      if (layer.grad) add_weight_gradient(edges, tile, l, grad);
+      if (l == 0 && !grad_input) return;
+      Product<A> p{edges, stride(l), layer.out};
+      p.a = grad, p.a_stride = stride(l + 1);
+      p.b = static_cast<const A*>(layer.backward), p.b_stride = stride(l);
+      p.out = l ? spare : grad_input, p.out_stride = stride(l);
+      if (l && layers_[l - 1].relu) p.positive = activations_[l].data();
+      multiply<false>(p);
+      std::swap(grad, spare);
+    }
+  }
+
+ private:
+  void add_weight_gradient(int64_t edges, int64_t tile, int64_t l, const A* grad) {
+    const Layer& layer = layers_[l];
+    const int64_t columns = stride(l + 1);
+    Product<A> p{layer.in, columns, edges};
+    p.a = activations_[l].data(), p.a_stride = stride(l);
+    p.b = grad, p.b_stride = columns;
+    p.out = static_cast<A*>(layer.grad) + tile * (layer.in + 1) * columns, p.out_stride = columns;
+    p.add = true;
+    multiply<true>(p);
+    A* bias = p.out + layer.in * columns;
+    for (int64_t c = 0; c < columns; c += kWidth<A>) {
+      Vec<A> acc = load(bias + c);
+      for (int64_t e = 0; e < edges; ++e) acc += load(grad + e * columns + c);
+      store(bias + c, acc);
+    }
+  }
+
+  const Layer* layers_;
+  int64_t count_, in_, width_ = 0;
+  std::vector<std::vector<A>> activations_;
+};
+
+template <class A>
+class Whole {
+ public:
+  explicit Whole(const Call& call) : call_(call), between_{call} {
+    int64_t most = 0;
+    cuts_.push_back(call.begin);
+    for (int64_t i = call.begin; i < call.end; ++i)
+      if (i + 1 == call.end || call.rowptr[i + 1] - call.rowptr[cuts_.back()] >= kTileEdges) {
+        most = std::max(most, call.rowptr[i + 1] - call.rowptr[cuts_.back()]);
+        cuts_.push_back(i + 1);
+      }
+    capacity_ = most;
+  }
+
+  void forward() {
+    std::atomic<int64_t> next{0};
+    run(call_.threads, [&] {
+      Tile tile(call_, capacity_);
+      for (int64_t t; (t = next++) < tiles();) {
+        compute(tile, cuts_[t], cuts_[t + 1]);
+        between_.sum(cuts_[t], cuts_[t + 1], tile.delta(), tile.score());
+      }
+    });
+  }
+
+  void backward() {
+    const int64_t C = padded<A>(call_.channels), P = padded<A>(call_.positions);
+    int64_t most = 0;  // edges in a chunk
+    for (int64_t t = 0; t < tiles(); t += kTiles) most = std::max(most, edge(std::min(t + kTiles, tiles())) - edge(t));
+    const bool of_positions = call_.grad_position || call_.grad_key_position;
+    std::vector<A> score(most * C), message(most * C), offset(of_positions ? most * P : 0);
+    std::vector<std::unique_ptr<Tile>> spaces(call_.threads);
+
+    for (int64_t first = 0; first < tiles(); first += kTiles) {
+      const int64_t last = std::min(first + kTiles, tiles());
+      const Edges<A> scores{score.data(), C, edge(first)}, messages{message.data(), C, edge(first)};
+      const Edges<A> offsets{offset.data(), P, edge(first)};
+      std::atomic<int64_t> next{first}, thread{0};
+      run(std::min(call_.threads, last - first), [&] {
+        std::unique_ptr<Tile>& tile = spaces[thread++];
+        if (!tile) tile = std::make_unique<Tile>(call_, capacity_);
+        for (int64_t t; (t = next++) < last;) differentiate(*tile, t, scores, messages, offsets);
+      });
+      between_.collect(cuts_[first], cuts_[last], scores, messages);
+      if (call_.grad_key_position)
+        Between<A>::template sum_columns<true>(call_, edge(first), edge(last), offsets,
+                                               static_cast<A*>(call_.grad_key_position), call_.positions, 0,
+                                               call_.positions);
+    }
+  }
+
+ private:
+  struct Tile {
+    Chain<A> pos, attn;
+    std::vector<A> grad, spare;
+    int64_t first = 0;
+    Tile(const Call& call, int64_t edges)
+        : pos(call.pos, call.pos_layers, call.positions, edges), attn(call.attn, call.attn_layers, call.channels, edges) {
+      const int64_t width = std::max(pos.width(), attn.width());
+      if (call.grad_out) grad.resize(edges * width), spare.resize(edges * width);
+    }
+    Edges<A> delta() { return {pos.output(), pos.output_stride(), first}; }
+    Edges<A> relation() { return {attn.input(), attn.stride(0), first}; }
+    Edges<A> score() { return {attn.output(), attn.output_stride(), first}; }
+  };
+
+  int64_t tiles() const { return static_cast<int64_t>(cuts_.size()) - 1; }
+  int64_t edge(int64_t tile) const { return call_.rowptr[cuts_[tile]]; }
+
+  template <class Body>
+  static void run(int64_t threads, const Body& body) {
+    on_threads([](void* data) { (*static_cast<const Body*>(data))(); }, const_cast<Body*>(&body),
+               static_cast<int>(threads));
+  }
+
+  // delta and score of the edges of some rows.
+  void compute(Tile& tile, int64_t begin, int64_t end) {
+    tile.first = call_.rowptr[begin];
+    const int64_t edges = call_.rowptr[end] - tile.first, P = call_.positions;
+    const int64_t bytes = call_.channels * static_cast<int64_t>(sizeof(A));
+    A* difference = tile.pos.input();
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t e = call_.rowptr[i]; e < call_.rowptr[i + 1]; ++e, difference += tile.pos.stride(0)) {
+        const int64_t j = call_.col[e];
+        const A *p = static_cast<const A*>(call_.position) + i * P;
+        const A *q = static_cast<const A*>(call_.key_position) + j * P;
+        for (int64_t d = 0; d < P; ++d) difference[d] = p[d] - q[d];
+        // Needed after the products to come.
+        for (int64_t b = 0; b < bytes; b += 64) {
+          __builtin_prefetch(static_cast<const char*>(call_.key) + j * bytes + b, 0, 2);
+          __builtin_prefetch(static_cast<const char*>(call_.value) + j * bytes + b, 0, 2);
+        }
+      }
+    tile.pos.forward(edges);
+    between_.relate(begin, end, tile.delta(), tile.relation());
+    tile.attn.forward(edges);
+  }
+
+  void differentiate(Tile& tile, int64_t t, Edges<A> scores, Edges<A> messages, Edges<A> offsets) {
+    const int64_t begin = cuts_[t], end = cuts_[t + 1], slot = t % kTiles;
+    compute(tile, begin, end);
+    const int64_t edges = edge(t + 1) - edge(t);
+    between_.sum_backward(begin, end, tile.delta(), tile.score(), messages);
+    const int64_t C = scores.stride;
+    A *score = scores[tile.first], *message = messages[tile.first];
+    // The gradient of the scores stands where they stood.
+    if (call_.attn_layers) {
+      std::copy_n(tile.attn.output(), edges * C, tile.grad.data());
+      tile.attn.backward(edges, slot, tile.grad.data(), tile.spare.data(), score);
+    } else {
+      std::copy_n(tile.attn.output(), edges * C, score);
+    }
+    if (call_.grad_query)
+      Between<A>::sum_rows(call_, begin, end, scores, static_cast<A*>(call_.grad_query), call_.channels);
+    for (int64_t x = 0; x < edges * C; x += kWidth<A>) store(tile.grad.data() + x, load(score + x) + load(message + x));
+    const bool of_positions = call_.grad_position || call_.grad_key_position;
+    tile.pos.backward(edges, slot, tile.grad.data(), tile.spare.data(), of_positions ? offsets[tile.first] : nullptr);
+    if (call_.grad_position)
+      Between<A>::sum_rows(call_, begin, end, offsets, static_cast<A*>(call_.grad_position), call_.positions);
+  }
+
+  const Call& call_;
+  Between<A> between_;
+  std::vector<int64_t> cuts_;
+  int64_t capacity_;
+};
+
+// calls body(float or double)
+template <class Body>
+int typed(const void* call, const Body& body) {
+  const Call& c = *static_cast<const Call*>(call);
+  if (c.is_double)
+    body(c, double{});
+  else
+    body(c, float{});
+  return 0;
+}
+
+}  // namespace
+}  // namespace GEOATTN_NAMESPACE
+
+using namespace GEOATTN_NAMESPACE;
+
+// score = q_i - k_j + delta
+GEOATTN_EXPORT(geoattn_vector_relate)(const void* call) {
+  return typed(call, [](const Call& c, auto type) {
+    const Between<decltype(type)> between{c};
+    between.over_rows([&](int64_t begin, int64_t end) {
+      between.relate(begin, end, between.edges(c.delta), between.edges(c.score));
+    });
+  });
+}
+
+// out from score, delta, value
+GEOATTN_EXPORT(geoattn_vector_sum)(const void* call) {
+  return typed(call, [](const Call& c, auto type) {
+    const Between<decltype(type)> between{c};
+    between.over_rows([&](int64_t begin, int64_t end) {
+      between.sum(begin, end, between.edges(c.delta), between.edges(c.score));
+    });
+  });
+}
+
+// score becomes its gradient, message the gradient of v_j + delta
+GEOATTN_EXPORT(geoattn_vector_sum_backward)(const void* call) {
+  return typed(call, [](const Call& c, auto type) {
+    const Between<decltype(type)> between{c};
+    between.over_rows([&](int64_t begin, int64_t end) {
+      between.sum_backward(begin, end, between.edges(c.delta), between.edges(c.score), between.edges(c.message));
+    });
+  });
+}
+
+// From the gradient of q_i - k_j + delta, in score, and message to those of query, key and value
+GEOATTN_EXPORT(geoattn_vector_collect)(const void* call) {
+  return typed(call, [](const Call& c, auto type) {
+    using A = decltype(type);
+    const Between<A> between{c};
+    if (c.grad_query)
+      between.over_rows([&](int64_t begin, int64_t end) {
+        Between<A>::sum_rows(c, begin, end, between.edges(c.score), between.as(c.grad_query), c.channels);
+      });
+    between.collect(c.begin, c.end, between.edges(c.score), between.edges(c.message));
+  });
+}
+
+// out, with both networks
+GEOATTN_EXPORT(geoattn_vector_forward)(const void* call) {
+  return typed(call, [](const Call& c, auto type) { Whole<decltype(type)>(c).forward(); });
+}
+
+// All gradients, with both networks; those of keys, values and weights are added to
+GEOATTN_EXPORT(geoattn_vector_backward)(const void* call) {
+  return typed(call, [](const Call& c, auto type) { Whole<decltype(type)>(c).backward(); });
+}
