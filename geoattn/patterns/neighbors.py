@@ -146,25 +146,21 @@ class Neighbors:
         """Number the elements anew, so that those that attend to each other lie close to each other in memory.
 
         They are numbered along the Hilbert curve of ``pos``, or without positions by the graph alone (reverse
-        Cuthill-McKee, Cuthill and McKee 1969, on the CPU). Rows move as they are: inside a row the edges keep their
-        order, so that nearest first stays nearest first, and ascending keys need not be ascending afterwards.
+        Cuthill-McKee, Cuthill and McKee 1969, on the CPU).
 
         Args:
             pos: Positions of the elements, ``[N, D]``.
             batch: Sample of every element, ``[N]``: samples stay together, in ascending order.
 
         Returns:
-            The pattern of the renumbered elements, and ``order`` ``[N]``, int64: new element ``i`` is old element
-            ``order[i]``. So ``x[order]`` goes in, and ``torch.empty_like(y).index_copy(0, order, y)`` brings what
-            comes out into the old order. The pattern's ``edge_order`` holds positions in the ``edge_index`` that this
-            pattern was built from, or else in this pattern's ``col``.
+            The pattern of the renumbered elements, see `permute`, and ``order`` ``[N]``, int64: new element ``i`` is
+            old element ``order[i]``. So ``x[order]`` goes in, and ``torch.empty_like(y).index_copy(0, order, y)``
+            brings what comes out into the old order.
 
         Raises:
             ValueError: If the queries are not the keys, or shapes do not fit.
         """
-        if self.num_queries != self.num_keys:
-            raise ValueError(f"only a pattern whose queries are its keys can be renumbered, not {self}")
-        count = self.num_queries // self.heads
+        count = self._num_elements()
         for name, value in (("pos", pos), ("batch", batch)):
             if value is not None and value.size(0) != count:
                 raise ValueError(f"expected {name} of {count} elements, got {tuple(value.shape)}")
@@ -174,15 +170,36 @@ class Neighbors:
             order = self._cuthill_mckee(count)
             if batch is not None:
                 order = order[batch[order].argsort(stable=True)]
+        return self.permute(order), order
 
+    def permute(self, order: Tensor) -> Neighbors:
+        """The same pattern, of which element ``i`` is element ``order[i]`` of this one.
+
+        Rows move as they are: inside a row the edges keep their order, so that nearest first stays nearest first, and
+        ascending keys need not be ascending afterwards. The ``edge_order`` holds positions in the ``edge_index`` that
+        this pattern was built from, or else in this pattern's ``col``.
+
+        Args:
+            order: A permutation of the elements, ``[N]``, int64. It is not checked to be one.
+
+        Raises:
+            ValueError: If the queries are not the keys, or ``order`` has another shape.
+        """
+        count = self._num_elements()
+        if order.shape != (count,):
+            raise ValueError(f"expected order [{count}], got {tuple(order.shape)}")
         head = torch.arange(self.heads, device=order.device)
-        moved = (order.unsqueeze(1) * self.heads + head).flatten()
+        rows = (order.unsqueeze(1) * self.heads + head).flatten()
         new = torch.empty_like(self.rowptr[1:])
-        new[moved] = torch.arange(self.num_queries, dtype=new.dtype, device=new.device)
-        rowptr, position = _gather_rows(self.rowptr[:-1][moved], self.degree[moved], self.num_edges)
+        new[rows] = torch.arange(self.num_queries, dtype=new.dtype, device=new.device)
+        rowptr, position = _gather_rows(self.rowptr[:-1][rows], self.degree[rows], self.num_edges)
         edge_order = position if self.edge_order is None else self.edge_order[position]
-        col = new[self.col[position]]
-        return Neighbors(rowptr, col, self.num_keys, edge_order, self.heads, check=False), order
+        return Neighbors(rowptr, new[self.col[position]], self.num_keys, edge_order, self.heads, check=False)
+
+    def _num_elements(self) -> int:
+        if self.num_queries != self.num_keys:
+            raise ValueError(f"only a pattern whose queries are its keys can be renumbered, not {self}")
+        return self.num_queries // self.heads
 
     def _cuthill_mckee(self, count: int) -> Tensor:
         _check_fits(torch.int32, edges=2 * self.num_edges)  # scipy's limit; both directions are edges

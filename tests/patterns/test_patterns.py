@@ -147,7 +147,8 @@ def test_attention_does_not_see_the_numbering(edges, by, batched, dtype, seed):
 def test_rows_move_whole():
     pos = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
     nearest = Neighbors.knn(pos, 9)
-    for moved, order in (nearest.reorder(), nearest.reorder(pos)):
+    shuffle = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    for moved, order in (nearest.reorder(), nearest.reorder(pos), (nearest.permute(shuffle), shuffle)):
         new = order.argsort()
         for i, old in enumerate(order.tolist()):
             row = nearest.col[nearest.rowptr[old] : nearest.rowptr[old + 1]]
@@ -348,6 +349,7 @@ SMALL = Neighbors.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
         (lambda: Neighbors(torch.tensor([0, 0, 1]), torch.tensor([0]), 2, heads=2), "same head of its keys"),
         (lambda: Neighbors(torch.tensor([0, 0, 1]), torch.tensor([0]), 3, heads=2), "heads must divide.*2, 2 and 3"),
         (lambda: Neighbors.knn(torch.zeros(3, 3), 1, None, torch.zeros(2, 3)).reorder(), "whose queries are its keys"),
+        (lambda: SMALL.permute(torch.tensor([0])), r"expected order \[2\]"),
         (lambda: SMALL.reorder(torch.zeros(5, 3)), "expected pos of 2 elements"),
         (lambda: SMALL.reorder(batch=torch.zeros(5)), "expected batch of 2 elements"),
         (lambda: Neighbors.knn(torch.zeros(2, 3), 1).reorder_edges(torch.zeros(2)), "no edge_order"),
