@@ -1,17 +1,15 @@
-"""Neighbor search in point sets, exact and the same on every run."""
+"""Neighbor search in point sets: exact, the same on every device and on every run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from types import ModuleType
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
+from geoattn.ops.backends import cpu, search_cpu, search_scipy, search_torch
+from geoattn.ops.backends.points import Points
 
 
 def knn(
@@ -23,7 +21,7 @@ def knn(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest keys of every query, nearest first, ties broken by the smaller index.
 
-    Distances are compared in float64. A query whose sample has fewer than ``k`` keys gets them all.
+    Squared distances are compared, in float64. A query whose sample has fewer than ``k`` keys gets them all.
 
     Args:
         pos: Keys ``[M, D]``.
@@ -42,22 +40,10 @@ def knn(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-
-    def search(key: Array, query: Array) -> list[Index]:
-        tree = cKDTree(key)
-        count = min(k, len(key))
-        # One neighbor more tells whether the k-th distance is shared by a key the tree left out.
-        found = tree.query(query, k=np.arange(1, min(count + 1, len(key)) + 1))
-        distance, index = np.asarray(found[0]), np.asarray(found[1], dtype=np.int64)
-        rows = list(_by_distance(key, query, index, count))
-        reach = distance[:, count - 1] * (1 + 1e-9)
-        tied: list[int] = np.flatnonzero(distance[:, -1] <= reach).tolist() if len(key) > count else []
-        for i in tied:
-            candidates = np.asarray(tree.query_ball_point(query[i], reach[i]), dtype=np.int64)
-            rows[i] = next(_by_distance(key, query[i : i + 1], candidates[None], count))
-        return rows
-
-    return _per_sample(search, pos, batch, query_pos, query_batch)
+    points = _points(pos, batch, query_pos, query_batch)
+    if _none(points):
+        return _no_rows(points)
+    return _implementation(points.key).knn(points, k, math.inf)
 
 
 def radius(
@@ -90,74 +76,93 @@ def radius(
         raise ValueError(f"r must not be negative, got {r}")
     if max_neighbors is not None and max_neighbors < 1:
         raise ValueError(f"max_neighbors must be at least 1, got {max_neighbors}")
-
-    def search(key: Array, query: Array) -> list[Index]:
-        # The tree compares squares, which rounds differently at the rim: ask for a little more, then compare.
-        found = cKDTree(key).query_ball_point(query, r * (1 + 1e-9))
-        rows = []
-        for i, candidates in enumerate(found):
-            index = np.asarray(candidates, dtype=np.int64)
-            index = index[_distance(key[index], query[i]) <= r]
-            rows.append(next(_by_distance(key, query[i : i + 1], index[None], max_neighbors or len(index))))
-        return rows
-
-    return _per_sample(search, pos, batch, query_pos, query_batch)
+    points = _points(pos, batch, query_pos, query_batch)
+    if _none(points):
+        return _no_rows(points)
+    limit = _largest_square(float(r))
+    if max_neighbors is None:
+        return _implementation(points.key).radius(points, limit)
+    return _implementation(points.key).knn(points, max_neighbors, limit)
 
 
-def _distance(key: Array, query: Array) -> Array:
-    return np.asarray(np.sqrt(((key - query) ** 2).sum(-1)), dtype=np.float64)
+def _implementation(pos: Tensor) -> ModuleType:
+    if pos.device.type != "cpu":
+        return search_torch
+    return search_scipy if cpu.library() is None else search_cpu
 
 
-def _by_distance(key: Array, query: Array, index: Index, count: int) -> Iterator[Index]:
-    """Of each row of candidates, the ``count`` nearest, ordered by distance and then by index."""
-    index = np.sort(index, axis=-1)
-    order = np.argsort(_distance(key[index], query[:, None]), axis=-1, kind="stable")[:, :count]
-    yield from np.take_along_axis(index, order, axis=-1)
+def _largest_square(r: float) -> float:
+    """The largest number whose square root, rounded, is at most ``r``: distances are compared by their squares."""
+    square = r * r
+    while math.sqrt(square) > r:
+        square = math.nextafter(square, 0)
+    while square < math.inf and math.sqrt(math.nextafter(square, math.inf)) <= r:
+        square = math.nextafter(square, math.inf)
+    return square
 
 
-def _per_sample(
-    search: Callable[[Array, Array], list[Index]],
-    pos: Tensor,
-    batch: Tensor | None,
-    query_pos: Tensor | None,
-    query_batch: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Run ``search`` on each sample by itself and join its rows."""
+def _points(pos: Tensor, batch: Tensor | None, query_pos: Tensor | None, query_batch: Tensor | None) -> Points:
+    key = checked_pos("pos", pos)
     if query_pos is None:
-        query_pos, query_batch = pos, batch
-    if pos.dim() != 2 or query_pos.dim() != 2 or pos.size(1) != query_pos.size(1):
+        if query_batch is not None:
+            raise ValueError("query_batch was given without query_pos")
+        ids, ptr = samples("batch", batch, key)
+        return Points(key, None, ptr, None)
+    query = checked_pos("query_pos", query_pos)
+    if key.size(1) != query.size(1) or key.device != query.device:
         raise ValueError(
-            f"expected pos [M, D] and query_pos [N, D], got {tuple(pos.shape)} and {tuple(query_pos.shape)}"
+            f"expected pos [M, D] and query_pos [N, D] on one device, "
+            f"got {tuple(pos.shape)} on {pos.device} and {tuple(query_pos.shape)} on {query_pos.device}"
         )
     if (batch is None) != (query_batch is None):
         raise ValueError("give batch and query_batch both, or neither")
-    for name, value in (("pos", pos), ("query_pos", query_pos)):
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{name} has NaN or infinite coordinates")
-    key_batch = _sample_of("batch", batch, pos.size(0))
-    of_query = _sample_of("query_batch", query_batch, query_pos.size(0))
-    key = pos.detach().cpu().double().numpy()
-    query = query_pos.detach().cpu().double().numpy()
-
-    rows: list[Index] = []
-    for sample in np.unique(of_query):
-        lo, hi = np.searchsorted(key_batch, [sample, sample + 1])
-        mine = query[of_query == sample]
-        if hi > lo:
-            rows += [row + lo for row in search(key[lo:hi], mine)]
-        else:
-            rows += [np.zeros(0, dtype=np.int64)] * len(mine)
-    rowptr = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in rows], out=rowptr[1:])
-    col = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-    return torch.from_numpy(rowptr).to(pos.device), torch.from_numpy(col).to(pos.device)
+    dtype = torch.promote_types(key.dtype, query.dtype)
+    key, query = key.to(dtype), query.to(dtype)
+    ids, ptr = samples("batch", batch, key)
+    if batch is None or query_batch is None:
+        return Points(key, query, ptr, None)
+    samples("query_batch", query_batch, query)
+    wanted = query_batch.long().contiguous()
+    if ids.numel() == 0:
+        return Points(key, query, ptr, torch.full_like(wanted, -1))
+    sample = torch.searchsorted(ids, wanted).clamp(max=ids.numel() - 1)
+    return Points(key, query, ptr, sample.where(ids[sample] == wanted, -1))
 
 
-def _sample_of(name: str, batch: Tensor | None, count: int) -> Index:
+def checked_pos(name: str, pos: Tensor) -> Tensor:
+    """``pos [N, D]``, detached and contiguous, in float32 if that holds it exactly, else in float64."""
+    if pos.dim() != 2 or pos.size(1) == 0:
+        raise ValueError(f"expected {name} [N, D] with D at least 1, got {tuple(pos.shape)}")
+    if pos.size(0) >= 2**31 - 1:
+        raise ValueError(f"{name} has {pos.size(0)} points; at most {2**31 - 2} can be searched")
+    if not bool(torch.isfinite(pos).all()):
+        raise ValueError(f"{name} has NaN or infinite coordinates")
+    half = pos.dtype in (torch.float16, torch.bfloat16)
+    pos = pos.detach().to(torch.float32 if half or pos.dtype == torch.float32 else torch.float64).contiguous()
+    if pos.dtype == torch.float64 and bool((pos.abs() > 1e150).any()):
+        raise ValueError(f"{name} has coordinates beyond 1e150, whose squares are more than float64 can hold")
+    return pos
+
+
+def samples(name: str, batch: Tensor | None, pos: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of the samples that have points ``[S]``, and where each one's points begin and end ``[S + 1]``."""
+    count = pos.size(0)
     if batch is None:
-        return np.zeros(count, dtype=np.int64)
+        return torch.zeros(1, dtype=torch.int64, device=pos.device), torch.tensor([0, count], device=pos.device)
     if batch.shape != (count,):
         raise ValueError(f"expected {name} [{count}], got {tuple(batch.shape)}")
+    if batch.is_floating_point() or batch.dtype == torch.bool or batch.device != pos.device:
+        raise ValueError(f"{name} must have integers on {pos.device}, got {batch.dtype} on {batch.device}")
     if bool((batch[1:] < batch[:-1]).any()):
         raise ValueError(f"{name} must be ascending: the points of one sample stand together")
-    return batch.cpu().numpy().astype(np.int64)
+    ids, size = batch.long().unique_consecutive(return_counts=True)
+    return ids, torch.cat([size.new_zeros(1), size.cumsum(0)])
+
+
+def _none(points: Points) -> bool:
+    sample = points.query_sample
+    return 0 in (points.key.size(0), points.num_queries) or (sample is not None and bool((sample < 0).all()))
+
+
+def _no_rows(points: Points) -> tuple[Tensor, Tensor]:
+    return points.ptr.new_zeros(points.num_queries + 1), points.ptr.new_zeros(0)

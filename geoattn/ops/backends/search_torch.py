@@ -1,0 +1,190 @@
+"""Neighbor search in plain torch, for CUDA: no loop over points, and fast whatever their distribution.
+
+Keys and queries are sorted into balanced k-d trees, level by level. Then both trees are descended together: a list of
+pairs (node of queries, node of keys) is split in four and pruned at every level, so all work is done on long tensors
+and the host loops over levels only. A grid would be simpler, but one far point or a dense cluster ruins it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geoattn.ops.backends.points import Points, expanded, first_of_rows, places, squared_distance
+
+_LEAF = 32  # points of a leaf
+_CHUNK = 1 << 22  # distances computed at once
+
+
+def knn(points: Points, k: int, limit: float) -> tuple[Tensor, Tensor]:
+    """The ``k`` nearest keys of every query within the squared distance ``limit``."""
+    return _search(points, k, limit)
+
+
+def radius(points: Points, limit: float) -> tuple[Tensor, Tensor]:
+    """All keys within the squared distance ``limit`` of every query."""
+    return _search(points, None, limit)
+
+
+def farthest(points: Points, start: Tensor, count: Tensor) -> Tensor:
+    """Of each sample ``count`` keys, ``start`` first, then always the farthest from those chosen."""
+    pos, sample = points.key.double(), points.key_samples()
+    samples, most = len(count), int(count.max())
+    index = torch.arange(len(pos), device=pos.device)
+    away = torch.full_like(pos[:, 0], torch.inf)  # squared distance to the closest chosen point, negative if chosen
+    chosen = start.new_empty(most, samples)
+    for i in range(most):
+        chosen[i] = start
+        away = torch.minimum(away, squared_distance(pos, pos[start[sample]])).index_fill(0, start, -1)
+        if samples == 1:
+            start = index.where(away == away.amax(), len(pos)).amin(0, keepdim=True)
+        else:
+            highest = away.new_empty(samples).scatter_reduce(0, sample, away, "amax", include_self=False)
+            candidate = index.where(away == highest[sample], len(pos))
+            start = start.scatter_reduce(0, sample, candidate, "amin", include_self=False)
+    return chosen.T[torch.arange(most, device=pos.device) < count.unsqueeze(1)]
+
+
+class _Level(NamedTuple):
+    """The nodes of one level of a tree: the box, the range of samples and the number of points of each."""
+
+    low: Tensor  # [nodes, D], inf in a node without points
+    high: Tensor  # [nodes, D], -inf
+    first_sample: Tensor  # [nodes]
+    last_sample: Tensor  # [nodes]
+    count: Tensor  # [nodes]
+
+
+class _Tree(NamedTuple):
+    levels: list[_Level]
+    index: Tensor  # [leaves, LEAF], -1 where there is no point
+    pos: Tensor  # [leaves, LEAF, D], inf
+
+
+def _build(pos: Tensor, sample: Tensor) -> _Tree:
+    """Sort points into equal halves, by sample as long as a node has several, else along the longest side of its box.
+
+    Every sample is filled up with points at infinity to whole leaves, and the tree to a power of two of them.
+    """
+    samples, count = sample.unique_consecutive(return_counts=True)
+    room = (count + _LEAF - 1) // _LEAF * _LEAF
+    slot = torch.arange(len(pos), device=pos.device) + (room.cumsum(0) - room - count.cumsum(0) + count).repeat_interleave(
+        count
+    )
+    filled = int(room.sum())
+    depth = (filled // _LEAF - 1).bit_length()
+    size = _LEAF << depth
+    order = torch.arange(size, device=pos.device)
+    index = order.new_full((size,), -1).index_copy(0, slot, order[: len(pos)])
+    pos = pos.new_full((size, pos.size(1)), torch.inf).index_copy(0, slot, pos)
+    sample = torch.cat([samples.repeat_interleave(room), samples[-1:].expand(size - filled) + 1])
+
+    levels = []
+    for level in range(depth + 1):
+        order = order.view(1 << level, -1)
+        here, p, s = index[order] >= 0, pos[order], sample[order]
+        low, high = p.amin(1), p.where(here.unsqueeze(2), -torch.inf).amax(1)
+        first, last = s.amin(1), s.amax(1)
+        levels.append(_Level(low, high, first, last, here.sum(1)))
+        if level < depth:
+            widest = (high - low).argmax(1)
+            along = p.gather(2, widest.view(-1, 1, 1).expand(-1, p.size(1), 1)).squeeze(2)
+            key = s.double().where((last > first).unsqueeze(1), along)
+            order = order.gather(1, key.argsort(1, stable=True)).flatten()
+    return _Tree(levels, index[order], pos[order])
+
+
+def _search(points: Points, k: int | None, limit: float) -> tuple[Tensor, Tensor]:
+    found = places(points)
+    keys = _build(found.pos, found.sample)
+    query = points.key if points.query is None else points.query
+    queries = _build(query.double(), points.query_samples())
+    pairs, sure = _pairs(queries, keys, k, limit)
+    bound = torch.full(queries.index.shape, limit, dtype=torch.float64, device=query.device)
+    if k is not None:
+        # What is in the nodes that are sure to have k places gives a bound for every query.
+        rowptr, _, distance = first_of_rows(_hits(queries, keys, pairs[:, sure], bound), len(query), k)
+        full = rowptr.diff() == k
+        worst = bound.new_full((len(query) + 1,), limit)  # the last one for no query
+        worst[:-1][full] = distance[rowptr[1:][full] - 1]
+        bound = worst[queries.index]
+    hits = _hits(queries, keys, pairs, bound)
+    if k is not None:
+        rowptr, place, distance = first_of_rows(hits, len(query), k)
+        of = torch.arange(len(query), device=query.device).repeat_interleave(rowptr.diff())
+        hits = of, place, distance
+    rowptr, col, _ = first_of_rows(expanded(hits, found, k), len(query), k)
+    return rowptr, col
+
+
+def _pairs(queries: _Tree, keys: _Tree, k: int | None, limit: float) -> tuple[Tensor, Tensor]:
+    """Leaves of queries and of keys, ``[2, pairs]``, with all neighbors; which pairs are sure to have ``k`` of them."""
+    pair = keys.index.new_zeros(2, 1)
+    bound = keys.pos.new_full((1,), limit)  # per node of queries
+    for level in range(max(len(queries.levels), len(keys.levels))):
+        if level:
+            of, at = pair
+            if level < len(queries.levels):
+                of, at = torch.cat([2 * of, 2 * of + 1]), at.repeat(2)
+                bound = bound.repeat_interleave(2)
+            if level < len(keys.levels):
+                of, at = of.repeat(2), torch.cat([2 * at, 2 * at + 1])
+            pair = torch.stack([of, at])
+        q = _Level(*(x[pair[0]] for x in queries.levels[min(level, len(queries.levels) - 1)]))
+        n = _Level(*(x[pair[1]] for x in keys.levels[min(level, len(keys.levels) - 1)]))
+        shared = (q.first_sample <= n.last_sample) & (n.first_sample <= q.last_sample) & (q.count > 0) & (n.count > 0)
+        zero = torch.zeros_like(q.low)
+        nearest = squared_distance(torch.maximum(torch.maximum(n.low - q.high, q.low - n.high), zero), zero)
+        kept = shared & (nearest <= bound[pair[0]])
+        sure = kept
+        if k is not None:
+            farthest = squared_distance(torch.maximum(n.high - q.low, q.high - n.low), zero)
+            alike = (q.first_sample == q.last_sample) & (n.first_sample == n.last_sample) & kept
+            bound = torch.minimum(bound, _kth(pair[0], farthest, n.count.where(alike, 0), k, len(bound)))
+            kept = kept & (nearest <= bound[pair[0]])
+            sure = alike & (farthest <= bound[pair[0]])
+        pair, sure = pair[:, kept], sure[kept]
+    return pair, sure
+
+
+def _kth(node: Tensor, distance: Tensor, count: Tensor, k: int, nodes: int) -> Tensor:
+    """For each node the smallest distance up to which its pairs count ``k`` or more, inf if there is none."""
+    order = distance.argsort(stable=True)
+    order = order[node[order].argsort(stable=True)]
+    node, distance, count = node[order], distance[order], count[order]
+    total = count.cumsum(0)
+    before = total.new_zeros(nodes).scatter_reduce(0, node, total - count, "amin", include_self=False)
+    reached = distance.where(total - before[node] >= k, torch.inf)
+    return distance.new_full((nodes,), torch.inf).scatter_reduce(0, node, reached, "amin")
+
+
+def _hits(queries: _Tree, keys: _Tree, pairs: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(query, place, distance)`` of all points of the pairs of leaves within each query's ``bound [leaves, LEAF]``."""
+    found = list(_hits_of_chunks(queries, keys, pairs, bound))
+    query, place, distance = (torch.cat(part) for part in zip(*found, strict=True))
+    return query, place, distance
+
+
+def _hits_of_chunks(
+    queries: _Tree, keys: _Tree, pairs: Tensor, bound: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    leaves = keys.levels[-1]
+    for of, at in (chunk.unbind(0) for chunk in pairs.split(max(1, _CHUNK // _LEAF), dim=1)):
+        # Queries that are close enough to the box at all, [pairs, LEAF], ...
+        q = queries.pos[of]
+        low, high = leaves.low[at].unsqueeze(1), leaves.high[at].unsqueeze(1)
+        zero = torch.zeros_like(q)
+        gap = torch.maximum(torch.maximum(low - q, q - high), zero)
+        close = (squared_distance(gap, zero) <= bound[of]) & (queries.index[of] >= 0)
+        pair, slot = close.nonzero().unbind(1)
+        of_, at_ = of[pair], at[pair]
+        for some in torch.arange(len(pair), device=pair.device).split(max(1, _CHUNK // _LEAF)):
+            # ... against every point in it, [some, LEAF].
+            leaf, i, other = of_[some], slot[some], at_[some]
+            distance = squared_distance(queries.pos[leaf, i].unsqueeze(1), keys.pos[other])
+            near = (distance <= bound[leaf, i].unsqueeze(1)) & (keys.index[other] >= 0)
+            row, j = near.nonzero().unbind(1)
+            yield queries.index[leaf[row], i[row]], keys.index[other[row], j], distance[row, j]
