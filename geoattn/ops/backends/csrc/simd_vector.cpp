@@ -36,7 +36,7 @@ struct Layer {
 // Mirrors vector_cpu._Call. Node tensors are contiguous; null is absent.
 struct Call {
   int64_t begin, end;  // rows
-  int64_t channels, positions, is_double, threads;
+  int64_t keys, edges, channels, positions, is_double, threads;
   const int64_t *rowptr, *col;
   const void *query, *key, *value, *position, *key_position, *grad_out;
   void *out, *grad_query, *grad_key, *grad_value, *grad_position, *grad_key_position;
@@ -287,7 +287,8 @@ class Chain {
   void forward(int64_t edges) {
     for (int64_t l = 0; l < count_; ++l) {
       const Layer& layer = layers_[l];
-      Product<A> p{edges, stride(l + 1), layer.in};
+      Product<A> p;
+      p.rows = edges, p.columns = stride(l + 1), p.inner = layer.in;
       p.a = activations_[l].data(), p.a_stride = stride(l);
       p.b = static_cast<const A*>(layer.forward), p.b_stride = stride(l + 1);
       p.out = activations_[l + 1].data(), p.out_stride = stride(l + 1);
@@ -308,7 +309,8 @@ class Chain {
       const Layer& layer = layers_[l];
       if (layer.grad) add_weight_gradient(edges, tile, l, grad);
       if (l == 0 && !grad_input) return;
-      Product<A> p{edges, stride(l), layer.out};
+      Product<A> p;
+      p.rows = edges, p.columns = stride(l), p.inner = layer.out;
       p.a = grad, p.a_stride = stride(l + 1);
       p.b = static_cast<const A*>(layer.backward), p.b_stride = stride(l);
       p.out = l ? spare : grad_input, p.out_stride = stride(l);
@@ -322,7 +324,8 @@ class Chain {
   void add_weight_gradient(int64_t edges, int64_t tile, int64_t l, const A* grad) {
     const Layer& layer = layers_[l];
     const int64_t columns = stride(l + 1);
-    Product<A> p{layer.in, columns, edges};
+    Product<A> p;
+    p.rows = layer.in, p.columns = columns, p.inner = edges;
     p.a = activations_[l].data(), p.a_stride = stride(l);
     p.b = grad, p.b_stride = columns;
     p.out = static_cast<A*>(layer.grad) + tile * (layer.in + 1) * columns, p.out_stride = columns;
@@ -468,10 +471,17 @@ class Whole {
   int64_t capacity_;
 };
 
-// calls body(float or double)
+// Calls body(call, float or double); or returns 1 where the pattern points outside.
 template <class Body>
 int typed(const void* call, const Body& body) {
   const Call& c = *static_cast<const Call*>(call);
+  for (int64_t i = c.begin; i < c.end; ++i)
+    if (c.rowptr[i] > c.rowptr[i + 1]) return 1;
+  if (c.rowptr[c.begin] < 0 || c.rowptr[c.end] > c.edges) return 1;
+  uint64_t largest = 0;
+  for (int64_t e = c.rowptr[c.begin]; e < c.rowptr[c.end]; ++e)
+    largest = std::max(largest, static_cast<uint64_t>(c.col[e]));  // negative ones are larger still
+  if (c.rowptr[c.begin] < c.rowptr[c.end] && largest >= static_cast<uint64_t>(c.keys)) return 1;
   if (c.is_double)
     body(c, double{});
   else
