@@ -141,3 +141,8 @@ def test_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_scatter", None)
     assert "pip install 'geoattn[scatter]'" in torch_scatter.unavailable()
     torch_scatter._import_failure.cache_clear()
+
+
+def test_stands_aside_under_compile():
+    compiled = torch.compile(lambda x: x + (torch_scatter.unavailable() is not None), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)) == 1
