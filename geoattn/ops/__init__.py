@@ -1,6 +1,7 @@
-"""Functions on tensors: attention, segment reductions and neighbor search."""
+"""Functions on tensors: attention, segment reductions, neighbor search and sampling."""
 
 from geoattn.ops.attend import attend
+from geoattn.ops.sampling import VoxelPool, farthest_point_sample, grid_sample, voxel_pool
 from geoattn.ops.search import knn, radius
 from geoattn.ops.segment import (
     segment_logsumexp,
@@ -12,7 +13,10 @@ from geoattn.ops.segment import (
 )
 
 __all__ = [
+    "VoxelPool",
     "attend",
+    "farthest_point_sample",
+    "grid_sample",
     "knn",
     "radius",
     "segment_logsumexp",
@@ -21,4 +25,5 @@ __all__ = [
     "segment_min",
     "segment_softmax",
     "segment_sum",
+    "voxel_pool",
 ]

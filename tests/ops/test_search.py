@@ -1,5 +1,6 @@
-"""`knn` and `radius` against sorting all distances."""
+"""`knn` and `radius`, by every implementation, against sorting all distances."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,62 +8,187 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geoattn.ops import knn, radius
+from geoattn.ops import knn, radius, search
+from geoattn.ops.backends import cpu, search_cpu, search_scipy, search_torch
+
+IMPLEMENTATIONS = [search_scipy, search_torch] + ([search_cpu] if cpu.library() is not None else [])
 
 
-def rows(rowptr, col):
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit("_")[-1], scope="module")
+def implementation(request):
+    """Each in turn does what `knn` and `radius` are asked for, on CPU tensors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_implementation", lambda pos: request.param)
+        yield request.param
+
+
+def rows(found):
+    rowptr, col = found
     return [col[a:b].tolist() for a, b in pairwise(rowptr)]
 
 
 def sorted_keys(pos, query):
-    """All keys of every query by distance, then index, with their distances in float64."""
-    distance = (query.double().unsqueeze(1) - pos.double()).square().sum(-1).sqrt()
-    return [sorted((d, i) for i, d in enumerate(row)) for row in distance.tolist()]
+    """All keys of every query by squared distance, then index."""
+    key, query = pos.double(), query.double()
+    square = sum((query[:, None, d] - key[None, :, d]) ** 2 for d in range(pos.size(1)))
+    return [sorted((d, i) for i, d in enumerate(row)) for row in square.tolist()]
 
 
-# Coordinates on a small grid: many ties, many points in one place.
-points = st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=25).map(
-    lambda p: torch.tensor(p, dtype=torch.float32)
-)
+def lattice(dim, most=25):
+    """Points with small integer coordinates: many ties, many points in one place."""
+    point = st.tuples(*[st.integers(-1, 2)] * dim)
+    return st.lists(point, min_size=1, max_size=most).map(lambda p: torch.tensor(p, dtype=torch.float32))
 
 
-@given(points, points, st.integers(1, 8))
-def test_knn_equals_sorting(pos, query, k):
-    found = rows(*knn(pos, k, query_pos=query))
-    assert found == [[i for _, i in row[:k]] for row in sorted_keys(pos, query)]
+clouds = st.integers(1, 6).flatmap(lambda dim: st.tuples(lattice(dim), lattice(dim)))
+batches = st.lists(st.tuples(st.integers(-3, 3), lattice(2, 5)), min_size=1, max_size=6)
 
 
-@given(points, points, st.sampled_from([0.0, 1.0, 2**0.5, 2.0, 10.0]), st.sampled_from([None, 1, 3]))
-def test_radius_equals_sorting(pos, query, r, most):
-    found = rows(*radius(pos, r, query_pos=query, max_neighbors=most))
-    assert found == [[i for d, i in row if d <= r][:most] for row in sorted_keys(pos, query)]
+@given(clouds, st.integers(1, 30))
+def test_knn_equals_sorting(implementation, cloud, k):
+    pos, query = cloud
+    expected = [[i for _, i in row[:k]] for row in sorted_keys(pos, query)]
+    assert rows(knn(pos, k, query_pos=query)) == expected
+    assert rows(knn(pos, k)) == [[i for _, i in row[:k]] for row in sorted_keys(pos, pos)]
 
 
-@given(points, points, st.integers(1, 4))
-def test_a_batch_is_its_samples_side_by_side(first, second, k):
-    pos = torch.cat([first, second])
-    batch = torch.tensor([0] * len(first) + [1] * len(second))
-    alone = rows(*knn(first, k)) + [[i + len(first) for i in row] for row in rows(*knn(second, k))]
-    assert rows(*knn(pos, k, batch)) == alone
+@given(clouds, st.sampled_from([0.0, 1.0, 2**0.5, 3**0.5, 2.0, 10.0, math.inf]), st.sampled_from([None, 1, 3]))
+def test_radius_equals_sorting(implementation, cloud, r, most):
+    pos, query = cloud
+    expected = [[i for d, i in row if math.sqrt(d) <= r][:most] for row in sorted_keys(pos, query)]
+    assert rows(radius(pos, r, query_pos=query, max_neighbors=most)) == expected
 
 
-def test_a_sample_without_keys_gives_empty_rows():
-    rowptr, col = knn(
-        torch.zeros(1, 3), 2, torch.tensor([1]), query_pos=torch.zeros(2, 3), query_batch=torch.tensor([0, 1])
-    )
-    assert rows(rowptr, col) == [[], [0]]
+@given(batches, batches, st.integers(1, 6))
+def test_a_batch_is_its_samples_side_by_side(implementation, keys, queries, k):
+    def joined(parts):
+        parts = sorted(parts, key=lambda part: part[0])
+        batch = torch.tensor([sample for sample, pos in parts for _ in pos])
+        return torch.cat([pos for _, pos in parts]), batch
+
+    (pos, batch), (query, query_batch) = joined(keys), joined(queries)
+    for function, argument in ((knn, k), (radius, 1.0)):
+        expected = []
+        for sample in query_batch.unique():
+            mine = (batch == sample).nonzero().squeeze(1)
+            if len(mine):
+                found = rows(function(pos[mine], argument, query_pos=query[query_batch == sample]))
+            else:
+                found = [[]] * int((query_batch == sample).sum())
+            expected += [mine[row].tolist() for row in found]
+        assert rows(function(pos, argument, batch, query, query_batch)) == expected
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_many_points_of_any_type(implementation, dim, dtype):
+    generator = torch.Generator().manual_seed(dim)
+    pos, query = (torch.randn(n, dim, generator=generator).to(dtype) for n in (700, 90))
+    keys = sorted_keys(pos, query)
+    assert rows(knn(pos, 70, query_pos=query)) == [[i for _, i in row[:70]] for row in keys]
+    assert rows(radius(pos, 0.7, query_pos=query)) == [[i for d, i in row if math.sqrt(d) <= 0.7] for row in keys]
+
+
+def degenerate(name, n):
+    generator = torch.Generator().manual_seed(0)
+    if name == "one place":
+        return torch.full((n, 3), 0.1)
+    if name == "a line":
+        return torch.rand(n, 1, generator=generator) * torch.tensor([1.0, 2.0, 3.0])
+    if name == "clusters":
+        return torch.randn(n, 3, generator=generator) * 10.0 ** torch.randint(-9, 1, (n, 1), generator=generator)
+    if name == "a far point":
+        return torch.rand(n, 3, generator=generator).index_fill(0, torch.tensor([n // 2]), 1e30)
+    if name == "a lattice":
+        return torch.cartesian_prod(*[torch.arange(float(int(n ** (1 / 3))))] * 3)
+    if name == "three of each":
+        return torch.rand(n // 3, 3, generator=generator).repeat(3, 1)
+    raise ValueError(name)
+
+
+DEGENERATE = ["one place", "a line", "clusters", "a far point", "a lattice", "three of each"]
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_no_arrangement_is_quadratic(implementation, name):
+    """It would take minutes."""
+    pos = degenerate(name, 10_000 if implementation is search_torch else 20_000)
+    rowptr, col = knn(pos, 8)
+    some = torch.arange(0, len(pos), 997)
+    expected = [[i for _, i in row[:8]] for row in sorted_keys(pos, pos[some])]
+    assert col.view(-1, 8)[some].tolist() == expected
+    # A radius that is some point's distance to its last neighbor, so that it stands on the rim.
+    r = float((pos[some[3]].double() - pos[expected[3][-1]].double()).square().sum().sqrt())
+    capped = rows(radius(pos, r, max_neighbors=5))
+    assert all(row == full[: len(row)] for row, full in zip(capped, col.view(-1, 8).tolist(), strict=True))
+    assert capped[int(some[3])] == expected[3][:5]
+
+
+def test_thousands_of_samples(implementation):
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randint(0, 4000, (20_000,), generator=generator).sort().values
+    pos = torch.rand(20_000, 3, generator=generator)
+    rowptr, col = knn(pos, 4, batch)
+    assert torch.equal(rowptr.diff(), torch.bincount(batch)[batch].clamp(max=4))
+    row = torch.arange(20_000).repeat_interleave(rowptr.diff())
+    assert torch.equal(batch[row], batch[col])
+    assert torch.equal(col[rowptr[:-1]], torch.arange(20_000))
+    mine = (batch == 1234).nonzero().squeeze(1)
+    expected = [mine[[i for _, i in keys[:4]]].tolist() for keys in sorted_keys(pos[mine], pos[mine])]
+    found = rows((rowptr, col))
+    assert [found[i] for i in mine] == expected
+
+
+@given(lattice(3), st.randoms(use_true_random=False))
+def test_neighbors_do_not_depend_on_the_order_of_queries(implementation, pos, random):
+    order = list(range(len(pos)))
+    random.shuffle(order)
+    found = rows(knn(pos, 3))
+    assert rows(knn(pos, 3, query_pos=pos[order])) == [found[i] for i in order]
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    pos = torch.randint(0, 12, (5000, 3), generator=torch.Generator().manual_seed(0)).float()
+    one = knn(pos, 9)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        two = knn(pos, 9)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_half_types_are_searched_as_they_are():
+    pos = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)).half().requires_grad_()
+    assert all(torch.equal(a, b) for a, b in zip(knn(pos, 5), knn(pos.double(), 5), strict=True))
+
+
+def test_nothing_to_search(implementation):
+    empty, two = torch.zeros(0, 3), torch.zeros(2, 3)
+    assert rows(knn(empty, 2)) == []
+    assert rows(knn(empty, 2, query_pos=two)) == [[], []]
+    assert rows(radius(two, 1.0, query_pos=empty)) == []
+    assert rows(knn(two, 1, torch.tensor([0, 0]), two, torch.tensor([1, 1]))) == [[], []]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: knn(torch.zeros(3, 3), 0), "k must be at least 1"),
-        (lambda: radius(torch.zeros(3, 3), -1.0), "r must not be negative"),
+        (lambda: knn(torch.zeros(3, 3), 0), "k must be at least 1, got 0"),
+        (lambda: radius(torch.zeros(3, 3), -1.0), "r must not be negative, got -1"),
+        (lambda: radius(torch.zeros(3, 3), math.nan), "r must not be negative, got nan"),
         (lambda: radius(torch.zeros(3, 3), 1.0, max_neighbors=0), "max_neighbors"),
         (lambda: knn(torch.full((3, 3), torch.nan), 1), "pos has NaN"),
-        (lambda: knn(torch.zeros(3), 1), "expected pos"),
+        (lambda: knn(torch.zeros(3, 3), 1, query_pos=torch.full((3, 3), torch.inf)), "query_pos has NaN"),
+        (lambda: knn(torch.full((3, 3), 1e200, dtype=torch.float64), 1), "beyond 1e150"),
+        (lambda: knn(torch.zeros(3), 1), r"expected pos \[N, D\]"),
+        (lambda: knn(torch.zeros(3, 0), 1), r"expected pos \[N, D\]"),
+        (lambda: knn(torch.zeros(3, 3), 1, query_pos=torch.zeros(3, 2)), r"\(3, 3\).*\(3, 2\)"),
         (lambda: knn(torch.zeros(3, 3), 1, torch.tensor([1, 0, 0])), "batch must be ascending"),
         (lambda: knn(torch.zeros(3, 3), 1, torch.tensor([0])), r"expected batch \[3\]"),
+        (lambda: knn(torch.zeros(3, 3), 1, torch.tensor([0.0, 1.0, 2.0])), "batch must have integers"),
+        (lambda: knn(torch.zeros(3, 3), 1, query_batch=torch.zeros(3).long()), "without query_pos"),
         (
             lambda: knn(torch.zeros(3, 3), 1, query_pos=torch.zeros(1, 3), query_batch=torch.tensor([0])),
             "both",

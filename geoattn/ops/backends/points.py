@@ -40,16 +40,20 @@ class Points(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Keys of one sample at the very same place are searched for as one, however many they are."""
+    """Keys of one sample at the very same place are searched for as one, however many they are.
+
+    Places are ordered by their first keys, so ties between places are ties between keys.
+    """
 
     pos: Tensor  # [P, D] float64
     sample: Tensor  # [P] ascending
-    key: Tensor  # [M] keys, place by place, ascending within one
-    ptr: Tensor  # [P + 1] where each place's keys stand
+    start: Tensor  # [P], the keys of place p are key[start[p]:][:count[p]], ascending
+    count: Tensor  # [P]
+    key: Tensor  # [M]
 
 
 def places(points: Points) -> Places:
-    """The places of the keys, ordered by sample."""
+    """The places of the keys."""
     pos, sample = points.key.double() + 0.0, points.key_samples()  # -0.0 becomes 0.0, which some sorts tell apart
     order = torch.arange(pos.size(0), device=pos.device)
     for column in (*pos.unbind(1), sample):
@@ -58,7 +62,10 @@ def places(points: Points) -> Places:
     new = torch.ones_like(order, dtype=torch.bool)
     new[1:] = (pos[1:] != pos[:-1]).any(1) | (sample[1:] != sample[:-1])
     start = new.nonzero().squeeze(1)
-    return Places(pos[start], sample[start], order, torch.cat([start, start.new_tensor([len(order)])]))
+    count = torch.cat([start[1:], start.new_tensor([len(order)])]) - start
+    first = order[start].argsort()
+    start, count = start[first], count[first]
+    return Places(pos[start], sample[start], start, count, order)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -69,33 +76,39 @@ def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def expanded(hits: tuple[Tensor, Tensor, Tensor], found: Places, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``(query, place, distance)`` to ``(query, key, distance)``, the first ``k`` keys of a place."""
+class Hits(NamedTuple):
+    """Candidates: ``index`` (of a place or of a key) at the squared ``distance`` from ``query``."""
+
+    query: Tensor  # [H]
+    index: Tensor  # [H]
+    distance: Tensor  # [H]
+
+
+def nearest_first(hits: Hits, k: int | None) -> Hits:
+    """Sorted by query, distance and index; of every query the first ``k``."""
+    order = hits.index.argsort(stable=True)
+    for column in (hits.distance, hits.query):
+        order = order[column[order].argsort(stable=True)]
+    if k is not None:
+        order = order[rank_in_run(hits.query[order]) < k]
+    return Hits(*(column[order] for column in hits))
+
+
+def rank_in_run(x: Tensor) -> Tensor:
+    """Of every entry of sorted ``x [H]``, how many before it are equal."""
+    position = torch.arange(len(x), device=x.device)
+    first = torch.zeros_like(position)
+    first[1:] = position[1:].where(x[1:] != x[:-1], 0)
+    return position - first.cummax(0).values
+
+
+def rows_of_keys(hits: Hits, found: Places, num_queries: int, k: int | None) -> tuple[Tensor, Tensor]:
+    """``rowptr`` and ``col`` from hits of places, of which every query has its first ``k`` at least, in any order."""
     query, place, distance = hits
-    if found.ptr.numel() == found.key.numel() + 1:
-        return query, found.key[place], distance
-    count = found.ptr.diff()[place]
-    count = count if k is None else count.clamp(max=k)
+    count = found.count[place] if k is None else found.count[place].clamp(max=k)
     hit = torch.arange(len(place), device=place.device).repeat_interleave(count)
     within = torch.arange(len(hit), device=hit.device) - (count.cumsum(0) - count)[hit]
-    return query[hit], found.key[found.ptr[place[hit]] + within], distance[hit]
-
-
-def first_of_rows(
-    hits: tuple[Tensor, Tensor, Tensor], num_queries: int, k: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``rowptr``, ``index`` and ``distance`` of the hits ``(query, index, distance)``, sorted in this order of keys.
-
-    Of every query the first ``k`` by distance, then index.
-    """
-    query, index, distance = hits
-    order = index.argsort(stable=True)
-    for column in (distance, query):
-        order = order[column[order].argsort(stable=True)]
-    query, index, distance = query[order], index[order], distance[order]
-    count = torch.bincount(query, minlength=num_queries)
-    start = count.cumsum(0) - count
-    if k is not None:
-        kept = torch.arange(len(query), device=query.device) - start[query] < k
-        index, distance, count = index[kept], distance[kept], count.clamp(max=k)
-    return torch.cat([count.new_zeros(1), count.cumsum(0)]), index, distance
+    key = found.key[found.start[place[hit]] + within]
+    query, col, _ = nearest_first(Hits(query[hit], key, distance[hit]), k)
+    degree = torch.bincount(query, minlength=num_queries)
+    return torch.cat([degree.new_zeros(1), degree.cumsum(0)]), col

@@ -12,7 +12,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from geoattn.ops.backends.points import Places, Points, expanded, first_of_rows, places, squared_distance
+from geoattn.ops.backends.points import Hits, Places, Points, places, rows_of_keys, squared_distance
 
 _MARGIN = 1 + 1e-9  # far more than the tree's distances and ours can differ by rounding
 
@@ -21,7 +21,7 @@ def knn(points: Points, k: int, limit: float) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest keys of every query within the squared distance ``limit``."""
     found = places(points)
     tree, query, diameter = _tree(points, found)
-    reach = np.nextafter(min(math.sqrt(limit), diameter) * _MARGIN, np.inf)  # the tree's bound is exclusive
+    reach = _reach(limit, diameter)
     queries, hits = np.arange(len(query)), []
     wanted = k
     while len(queries):
@@ -43,8 +43,7 @@ def radius(points: Points, limit: float) -> tuple[Tensor, Tensor]:
     """All keys within the squared distance ``limit`` of every query."""
     found = places(points)
     tree, query, diameter = _tree(points, found)
-    reach = np.nextafter(min(math.sqrt(limit), diameter) * _MARGIN, np.inf)
-    pairs = cKDTree(query).sparse_distance_matrix(tree, reach, output_type="ndarray")
+    pairs = cKDTree(query).sparse_distance_matrix(tree, _reach(limit, diameter), output_type="ndarray")
     return _exact(points, found, pairs["i"], pairs["j"], limit, None)
 
 
@@ -59,6 +58,11 @@ def _tree(points: Points, found: Places) -> tuple[cKDTree, np.ndarray, float]:
     return cKDTree(key.numpy()), query.numpy(), diameter
 
 
+def _reach(limit: float, diameter: float) -> float:
+    """What to ask the tree for, whose bound is exclusive and is squared."""
+    return max(min(math.sqrt(limit), diameter) * _MARGIN, 1e-150)
+
+
 def _exact(
     points: Points, found: Places, query: np.ndarray, place: np.ndarray, limit: float, k: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -67,6 +71,4 @@ def _exact(
     pos = points.key if points.query is None else points.query
     distance = squared_distance(pos[of].double(), found.pos[at])
     near = distance <= limit
-    hits = expanded((of[near], at[near], distance[near]), found, k)
-    rowptr, col, _ = first_of_rows(hits, points.num_queries, k)
-    return rowptr, col
+    return rows_of_keys(Hits(of[near], at[near], distance[near]), found, points.num_queries, k)

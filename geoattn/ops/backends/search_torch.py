@@ -7,16 +7,15 @@ and the host loops over levels only. A grid would be simpler, but one far point 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends.points import Points, expanded, first_of_rows, places, squared_distance
+from geoattn.ops.backends.points import Hits, Points, nearest_first, places, rank_in_run, rows_of_keys, squared_distance
 
 _LEAF = 32  # points of a leaf
-_CHUNK = 1 << 22  # distances computed at once
+_CHUNK = 1 << 22  # distances looked at in one go: bounds the memory
 
 
 def knn(points: Points, k: int, limit: float) -> tuple[Tensor, Tensor]:
@@ -71,9 +70,9 @@ def _build(pos: Tensor, sample: Tensor) -> _Tree:
     """
     samples, count = sample.unique_consecutive(return_counts=True)
     room = (count + _LEAF - 1) // _LEAF * _LEAF
-    slot = torch.arange(len(pos), device=pos.device) + (room.cumsum(0) - room - count.cumsum(0) + count).repeat_interleave(
-        count
-    )
+    slot = torch.arange(len(pos), device=pos.device) + (
+        room.cumsum(0) - room - count.cumsum(0) + count
+    ).repeat_interleave(count)
     filled = int(room.sum())
     depth = (filled // _LEAF - 1).bit_length()
     size = _LEAF << depth
@@ -93,7 +92,7 @@ def _build(pos: Tensor, sample: Tensor) -> _Tree:
             widest = (high - low).argmax(1)
             along = p.gather(2, widest.view(-1, 1, 1).expand(-1, p.size(1), 1)).squeeze(2)
             key = s.double().where((last > first).unsqueeze(1), along)
-            order = order.gather(1, key.argsort(1, stable=True)).flatten()
+            order = order.gather(1, key.argsort(dim=1, stable=True)).flatten()
     return _Tree(levels, index[order], pos[order])
 
 
@@ -102,26 +101,23 @@ def _search(points: Points, k: int | None, limit: float) -> tuple[Tensor, Tensor
     keys = _build(found.pos, found.sample)
     query = points.key if points.query is None else points.query
     queries = _build(query.double(), points.query_samples())
-    pairs, sure = _pairs(queries, keys, k, limit)
-    bound = torch.full(queries.index.shape, limit, dtype=torch.float64, device=query.device)
-    if k is not None:
-        # What is in the nodes that are sure to have k places gives a bound for every query.
-        rowptr, _, distance = first_of_rows(_hits(queries, keys, pairs[:, sure], bound), len(query), k)
-        full = rowptr.diff() == k
-        worst = bound.new_full((len(query) + 1,), limit)  # the last one for no query
-        worst[:-1][full] = distance[rowptr[1:][full] - 1]
-        bound = worst[queries.index]
-    hits = _hits(queries, keys, pairs, bound)
-    if k is not None:
-        rowptr, place, distance = first_of_rows(hits, len(query), k)
-        of = torch.arange(len(query), device=query.device).repeat_interleave(rowptr.diff())
-        hits = of, place, distance
-    rowptr, col, _ = first_of_rows(expanded(hits, found, k), len(query), k)
-    return rowptr, col
+    pairs, bound = _pairs(queries, keys, k, limit)
+    worst = bound.new_full((len(query),), limit)  # squared distance of every query's k-th place so far
+    parts = []
+    for some in _chunks(pairs[0]):
+        visits = _visits(queries, keys, pairs[:, some], bound)
+        parts.append(
+            _all_hits(queries, keys, visits, worst) if k is None else _nearest(queries, keys, visits, worst, k)
+        )
+    hits = Hits(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return rows_of_keys(hits, found, len(query), k)
 
 
 def _pairs(queries: _Tree, keys: _Tree, k: int | None, limit: float) -> tuple[Tensor, Tensor]:
-    """Leaves of queries and of keys, ``[2, pairs]``, with all neighbors; which pairs are sure to have ``k`` of them."""
+    """Leaves of queries and of keys ``[2, pairs]`` that may have neighbors, by the former; how far these can be at most.
+
+    The squared distance ``[leaves]`` within which all queries of a leaf have all their neighbors.
+    """
     pair = keys.index.new_zeros(2, 1)
     bound = keys.pos.new_full((1,), limit)  # per node of queries
     for level in range(max(len(queries.levels), len(keys.levels))):
@@ -139,15 +135,13 @@ def _pairs(queries: _Tree, keys: _Tree, k: int | None, limit: float) -> tuple[Te
         zero = torch.zeros_like(q.low)
         nearest = squared_distance(torch.maximum(torch.maximum(n.low - q.high, q.low - n.high), zero), zero)
         kept = shared & (nearest <= bound[pair[0]])
-        sure = kept
         if k is not None:
             farthest = squared_distance(torch.maximum(n.high - q.low, q.high - n.low), zero)
             alike = (q.first_sample == q.last_sample) & (n.first_sample == n.last_sample) & kept
             bound = torch.minimum(bound, _kth(pair[0], farthest, n.count.where(alike, 0), k, len(bound)))
-            kept = kept & (nearest <= bound[pair[0]])
-            sure = alike & (farthest <= bound[pair[0]])
-        pair, sure = pair[:, kept], sure[kept]
-    return pair, sure
+            kept &= nearest <= bound[pair[0]]
+        pair = pair[:, kept]
+    return pair[:, pair[0].argsort(stable=True)], bound
 
 
 def _kth(node: Tensor, distance: Tensor, count: Tensor, k: int, nodes: int) -> Tensor:
@@ -161,30 +155,68 @@ def _kth(node: Tensor, distance: Tensor, count: Tensor, k: int, nodes: int) -> T
     return distance.new_full((nodes,), torch.inf).scatter_reduce(0, node, reached, "amin")
 
 
-def _hits(queries: _Tree, keys: _Tree, pairs: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(query, place, distance)`` of all points of the pairs of leaves within each query's ``bound [leaves, LEAF]``."""
-    found = list(_hits_of_chunks(queries, keys, pairs, bound))
-    query, place, distance = (torch.cat(part) for part in zip(*found, strict=True))
-    return query, place, distance
+def _chunks(leaf: Tensor) -> list[slice]:
+    """Cuts the pairs, sorted by ``leaf``, into parts of bounded size wherever a leaf begins."""
+    if not len(leaf):
+        return [slice(0, 0)]
+    wanted = torch.arange(0, len(leaf), _CHUNK // _LEAF, device=leaf.device)
+    cuts = torch.searchsorted(leaf, leaf[wanted]).unique().tolist()
+    return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(leaf)], strict=True)]
 
 
-def _hits_of_chunks(
-    queries: _Tree, keys: _Tree, pairs: Tensor, bound: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    leaves = keys.levels[-1]
-    for of, at in (chunk.unbind(0) for chunk in pairs.split(max(1, _CHUNK // _LEAF), dim=1)):
-        # Queries that are close enough to the box at all, [pairs, LEAF], ...
-        q = queries.pos[of]
-        low, high = leaves.low[at].unsqueeze(1), leaves.high[at].unsqueeze(1)
-        zero = torch.zeros_like(q)
-        gap = torch.maximum(torch.maximum(low - q, q - high), zero)
-        close = (squared_distance(gap, zero) <= bound[of]) & (queries.index[of] >= 0)
-        pair, slot = close.nonzero().unbind(1)
-        of_, at_ = of[pair], at[pair]
-        for some in torch.arange(len(pair), device=pair.device).split(max(1, _CHUNK // _LEAF)):
-            # ... against every point in it, [some, LEAF].
-            leaf, i, other = of_[some], slot[some], at_[some]
-            distance = squared_distance(queries.pos[leaf, i].unsqueeze(1), keys.pos[other])
-            near = (distance <= bound[leaf, i].unsqueeze(1)) & (keys.index[other] >= 0)
-            row, j = near.nonzero().unbind(1)
-            yield queries.index[leaf[row], i[row]], keys.index[other[row], j], distance[row, j]
+class _Visits(NamedTuple):
+    """A query looks at a leaf of keys, whose box is at the squared distance ``gap``."""
+
+    query: Tensor  # [V]
+    slot: Tensor  # [V], of the query among all of its tree
+    leaf: Tensor  # [V]
+    gap: Tensor  # [V]
+
+    def at(self, index: Tensor) -> _Visits:
+        """Some of them."""
+        return _Visits(*(column[index] for column in self))
+
+
+def _visits(queries: _Tree, keys: _Tree, pairs: Tensor, bound: Tensor) -> _Visits:
+    """Of the queries of each pair those close enough, sorted by query, the nearest leaf first."""
+    of, at = pairs
+    q = queries.pos[of]
+    low, high = keys.levels[-1].low[at].unsqueeze(1), keys.levels[-1].high[at].unsqueeze(1)
+    zero = torch.zeros_like(q)
+    gap = squared_distance(torch.maximum(torch.maximum(low - q, q - high), zero), zero)
+    pair, i = ((gap <= bound[of].unsqueeze(1)) & (queries.index[of] >= 0)).nonzero().unbind(1)
+    gap, slot = gap[pair, i], of[pair] * _LEAF + i
+    order = gap.argsort(stable=True)
+    order = order[slot[order].argsort(stable=True)]
+    return _Visits(queries.index[of[pair], i], slot, at[pair], gap).at(order)
+
+
+def _all_hits(queries: _Tree, keys: _Tree, visits: _Visits, worst: Tensor) -> Hits:
+    """All places in the leaves visited that are within each query's ``worst [N]``."""
+    pos = queries.pos.flatten(0, 1)
+    parts = []
+    for query, slot, leaf, _ in zip(*(column.split(_CHUNK // _LEAF) for column in visits), strict=True):
+        distance = squared_distance(pos[slot].unsqueeze(1), keys.pos[leaf])
+        visit, j = ((distance <= worst[query].unsqueeze(1)) & (keys.index[leaf] >= 0)).nonzero().unbind(1)
+        parts.append(Hits(query[visit], keys.index[leaf[visit], j], distance[visit, j]))
+    return Hits(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _nearest(queries: _Tree, keys: _Tree, visits: _Visits, worst: Tensor, k: int) -> Hits:
+    """The nearest ``k`` places of every query; ``worst`` is updated.
+
+    Every query visits few leaves, then twice as many, and so on, until the next is farther than what it has. All leaves
+    at once would be many where points of very different spacing share a leaf.
+    """
+    rank = rank_in_run(visits.slot)
+    width = -(-k // _LEAF)
+    best = _all_hits(queries, keys, visits.at(rank < 0), worst)
+    while len(rank):
+        more = _all_hits(queries, keys, visits.at(rank < width), worst)
+        best = nearest_first(Hits(*(torch.cat(columns) for columns in zip(best, more, strict=True))), k)
+        last = rank_in_run(best.query) == k - 1
+        worst[best.query[last]] = best.distance[last]
+        left = (rank >= width) & (visits.gap <= worst[visits.query])
+        rank, visits = rank[left], visits.at(left)
+        width *= 2
+    return best
