@@ -20,8 +20,8 @@ class Problem(NamedTuple):
     dimension of every tensor has stride 1; bias, log_weight, att, edge_key and edge_value are contiguous; query, key and
     value may have any stride along nodes and heads.
 
-    Dropout keeps edge ``e`` in head ``h`` where word ``h % 4`` of Philox4x32-10 at counter
-    ``(e mod 2^32, e >> 32, h // 4, 0)`` with key ``(seed mod 2^32, seed >> 32)`` is at least
+    Dropout keeps edge ``e + first_edge`` in head ``h`` where word ``h % 4`` of Philox4x32-10 at counter
+    ``((e + first_edge) mod 2^32, (e + first_edge) >> 32, h // 4, 0)`` with key ``(seed mod 2^32, seed >> 32)`` is at least
     ``floor(dropout * 2^32)``, and multiplies what it keeps by ``1 / (1 - dropout)``.
     """
 
@@ -39,6 +39,7 @@ class Problem(NamedTuple):
     negative_slope: float
     dropout: float
     seed: int | Tensor | None  # in [0, 2^63); a number wherever a kernel is called, None without dropout
+    first_edge: int = 0  # position of the first edge, where the problem is a cut of a larger one
 
     @property
     def sum_dtype(self) -> torch.dtype:

@@ -20,8 +20,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     Returns:
         ``[N, H, C]`` in the type of the query, and the log-sum-exp of every row, ``[N, H]``.
     """
-    query, value = problem.query, _per_head(problem.value, problem)
-    row, col = row_of_edges(problem), problem.col
+    query, row = problem.query, row_of_edges(problem)
     score = scores(problem, row)
 
     index = row.long().unsqueeze(1).expand_as(score)
@@ -33,11 +32,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     lse = log(total) + highest
     weight = dropped(weight / total.where(total > 0, 1).index_select(0, row), problem)
 
-    message = value.index_select(0, col)
-    if problem.edge_value is not None:
-        message = message + _per_head(problem.edge_value, problem)
-    message = weight.unsqueeze(-1) * message
-    out = message.new_zeros(*query.shape[:2], value.size(2)).index_add(0, row, message)
+    message = weight.unsqueeze(-1) * values(problem)
+    out = message.new_zeros(*query.shape[:2], message.size(2)).index_add(0, row, message)
     return out.to(query.dtype), lse
 
 
@@ -51,9 +47,7 @@ def row_of_edges(problem: Problem) -> Tensor:
 def scores(problem: Problem, row: Tensor) -> Tensor:
     """Score of every edge and head, ``[E, H]``; ``row`` is `row_of_edges`."""
     query = problem.query.to(problem.sum_dtype).index_select(0, row)
-    key = _per_head(problem.key, problem).index_select(0, problem.col)
-    if problem.edge_key is not None:
-        key = key + _per_head(problem.edge_key, problem)
+    key = keys(problem)
     if problem.att is None:
         score = (query * key).sum(-1) * problem.scale
     else:
@@ -65,13 +59,28 @@ def scores(problem: Problem, row: Tensor) -> Tensor:
     return score
 
 
+def keys(problem: Problem) -> Tensor:
+    """Key of every edge and head, with its edge term, ``[E, H, D]``."""
+    return _of_edges(problem.key, problem.edge_key, problem)
+
+
+def values(problem: Problem) -> Tensor:
+    """Value of every edge and head, with its edge term, ``[E, H, C]``."""
+    return _of_edges(problem.value, problem.edge_value, problem)
+
+
 def dropped(weight: Tensor, problem: Problem) -> Tensor:
     """Dropout of attention weights ``[E, H]``."""
     if not problem.dropout:
         return weight
-    edges = torch.arange(weight.size(0), device=weight.device)
+    edges = torch.arange(weight.size(0), device=weight.device) + problem.first_edge
     kept = philox.keep(edges, weight.size(1), problem.dropout, problem.seed)
     return weight * kept / (1 - problem.dropout)
+
+
+def _of_edges(x: Tensor, edge_term: Tensor | None, problem: Problem) -> Tensor:
+    found = _per_head(x.index_select(0, problem.col), problem)
+    return found if edge_term is None else found + _per_head(edge_term, problem)
 
 
 def _per_head(x: Tensor, problem: Problem) -> Tensor:

@@ -52,10 +52,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     lse = reference.log(total) + highest
     weight = reference.dropped(weight / _spread(total.where(total > 0, 1), rowptr, row), problem)
 
-    message = reference._per_head(problem.value, problem).index_select(0, problem.col)
-    if problem.edge_value is not None:
-        message = message + reference._per_head(problem.edge_value, problem)
-    out = _sum(weight.unsqueeze(-1) * message, rowptr, row)
+    out = _sum(weight.unsqueeze(-1) * reference.values(problem), rowptr, row)
     return out.to(problem.query.dtype), lse
 
 
