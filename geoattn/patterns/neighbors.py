@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
-from geoattn.geometry.curves import hilbert
+from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
 
 INT32_MAX = torch.iinfo(torch.int32).max
@@ -145,8 +145,9 @@ class Neighbors:
     def reorder(self, pos: Tensor | None = None, batch: Tensor | None = None) -> tuple[Neighbors, Tensor]:
         """Number the elements anew, so that those that attend to each other lie close to each other in memory.
 
-        They are numbered along the Hilbert curve of ``pos``, or without positions by the graph alone (reverse
-        Cuthill-McKee, Cuthill and McKee 1969, on the CPU).
+        They are numbered along the Z-order curve of ``pos`` (attention is as fast along a Hilbert curve, which takes
+        longer to make), or without positions by the graph alone (reverse Cuthill-McKee, Cuthill and McKee 1969; on the
+        CPU, in a time that grows with the square of the largest degree).
 
         Args:
             pos: Positions of the elements, ``[N, D]``.
@@ -165,7 +166,7 @@ class Neighbors:
             if value is not None and value.size(0) != count:
                 raise ValueError(f"expected {name} of {count} elements, got {tuple(value.shape)}")
         if pos is not None:
-            order = hilbert(pos, batch).argsort(stable=True)
+            order = z_order(pos, batch).argsort(stable=True)
         else:
             order = self._cuthill_mckee(count)
             if batch is not None:
