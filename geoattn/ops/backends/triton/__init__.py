@@ -180,9 +180,7 @@ def _backward_columns(
 ) -> dict[str, Tensor]:
     from geoattn.ops.backends.triton import kernels
 
-    inputs = {
-        name: x for name in ("key", "value", "log_weight") if (x := _needed(problem, name, needs)) is not None
-    }
+    inputs = {name: x for name in ("key", "value", "log_weight") if (x := _needed(problem, name, needs)) is not None}
     heads = _heads_per_program(problem, list(inputs.values()))
     grads = {
         name: torch.empty_like(x, dtype=_sum_type(problem, x, heads), memory_format=torch.contiguous_format)
@@ -257,6 +255,8 @@ class _Launch:
 
     def run(self, kernel: Any, blocks: int, **arguments: Any) -> None:
         """On ``blocks`` blocks of heads."""
+        from geoattn.ops.backends.triton import kernels
+
         problem = self.problem
         query, key, value = problem.query, problem.key, problem.value
         order, bounds = _buckets(self.rowptr)
@@ -280,6 +280,7 @@ class _Launch:
                 scale=problem.scale,
                 slope=problem.negative_slope,
                 seed=int(problem.seed or 0),
+                first_edge=problem.first_edge,
                 threshold=int(problem.dropout * 2**32),
                 rescale=1 / (1 - problem.dropout),
                 QUERY_HEAD=query.stride(1),
@@ -294,19 +295,22 @@ class _Launch:
                 EDGE_KEY_HEADS=_heads_of(problem.edge_key),
                 EDGE_VALUE_HEADS=_heads_of(problem.edge_value),
                 DROPOUT=problem.dropout > 0,
-                SUM=_triton_type(problem.sum_dtype),
+                SUM=kernels.TYPES[problem.sum_dtype],
                 HEADS=self.heads,
                 D_TILE=d_tile,
                 C_TILE=c_tile,
                 EDGES=edges,
                 BUCKET=self.bucket,
                 num_warps=warps,
+                maxnreg=255,  # else ptxas aims at more programs a multiprocessor and spills a word or two to get there
                 **arguments,
             )
 
     def _tile(self, width: int) -> tuple[int, int]:
         """Edges in a tile of rows of ``width`` numbers, and warps."""
         words = width * self.problem.sum_dtype.itemsize // 4
+        if self.problem.edge_key is not None or self.problem.edge_value is not None:
+            words *= 2  # four gathered tiles instead of two
         warps = min(8, max(1, words // 256))
         most = max(8, _power_of_two(self.mean_degree))
         if self.bucket == 1:
@@ -340,12 +344,6 @@ def _buckets(rowptr: Tensor) -> tuple[Tensor, Tensor]:
         bounds = torch.stack([torch.zeros_like(short), short, torch.full_like(short, long.numel())])
         found = _cache[rowptr] = (stamp, order, bounds)
     return found[1], found[2]
-
-
-def _triton_type(dtype: torch.dtype) -> Any:
-    import triton.language as tl
-
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def _heads_of(x: Tensor | None) -> int:

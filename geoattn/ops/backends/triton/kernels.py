@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """Attention over compressed rows in Triton: forward, gradients by query, gradients by key.
 
-One program owns a block of ``HEADS`` heads of a few consecutive rows of a bucket, and walks each row's edges in tiles of
-``EDGES``. Every output is owned by one program, so there are no atomics, and the same input gives the same bits.
+One program owns a block of ``HEADS`` heads of a few consecutive rows of a bucket, and walks each row's edges in tiles
+of ``EDGES``. Every output is owned by one program, so there are no atomics, and the same input gives the same bits.
 
 Tiles are ``[EDGES, HEADS, WIDTH]``. ``HEADS * WIDTH`` is about 128, so that one warp reads the row of a key as one
 contiguous piece, 16 bytes a lane in float32. All arithmetic is in ``SUM`` (float32, float64 for float64).
@@ -10,14 +10,17 @@ contiguous piece, 16 bytes a lane in float32. All arithmetic is in ``SUM`` (floa
 Only what a row's tile can hold is kept: probabilities are computed again from the log-sum-exp, never stored.
 """
 
+import torch
 import triton
 import triton.language as tl
 
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
 
 @triton.jit
-def _kept(seed, threshold, edge, head, rescale, SUM: tl.constexpr):
+def _kept(seed, first_edge, threshold, edge, head, rescale, SUM: tl.constexpr):
     """What dropout multiplies the weights ``[EDGES, HEADS]`` by: 0, or ``rescale``."""
-    edge, head = tl.broadcast(edge.to(tl.int64), head)
+    edge, head = tl.broadcast(edge + tl.full([], first_edge, tl.int64), head)
     low, high = (edge & 0xFFFFFFFF).to(tl.uint32), (edge >> 32).to(tl.uint32)
     block = (head // 4).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, low, high, block, block * 0)
@@ -106,7 +109,7 @@ def _rows_of_program(bounds, BUCKET: tl.constexpr):
     return first, tl.minimum(first + share, stop)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold", "keys"])
+@triton.jit(do_not_specialize=["seed", "first_edge", "threshold", "keys"])
 def forward(
     query,
     key,
@@ -129,6 +132,7 @@ def forward(
     scale: tl.float64,
     slope: tl.float64,
     seed: tl.int64,
+    first_edge: tl.int64,
     threshold: tl.int64,
     rescale: tl.float64,
     QUERY_HEAD: tl.constexpr,
@@ -199,7 +203,7 @@ def forward(
             p = tl.exp(s - finite[None, :])
             total = total * shrink + tl.sum(p, 0)
             if DROPOUT:
-                p *= _kept(seed, threshold, e2, head2, rescale, SUM)
+                p *= _kept(seed, first_edge, threshold, e2, head2, rescale, SUM)
             mixed = mixed * shrink[:, None] + tl.sum(p[:, :, None] * v, 0)
             highest = new_highest
 
@@ -213,7 +217,7 @@ def forward(
         tl.store(lse + row * H + heads, tl.where(empty, float("-inf"), highest + tl.log(total)), mask=heads < H)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold", "keys", "head_block", "partial_row"])
+@triton.jit(do_not_specialize=["seed", "first_edge", "threshold", "keys", "head_block", "partial_row"])
 def backward_rows(
     query,
     key,
@@ -247,6 +251,7 @@ def backward_rows(
     scale: tl.float64,
     slope: tl.float64,
     seed: tl.int64,
+    first_edge: tl.int64,
     threshold: tl.int64,
     rescale: tl.float64,
     QUERY_HEAD: tl.constexpr,
@@ -315,9 +320,9 @@ def backward_rows(
                 e2, j2, live2 = e[:, None], j[:, None], live[:, None]
                 e3, j3, live3 = e[:, None, None], j[:, None, None], live[:, None, None]
 
-                k = tl.load(
-                    key + j3 * key_row + head3 // (H // G) * KEY_HEAD + d, mask=live3 & d_live, other=0.0
-                ).to(SUM)
+                k = tl.load(key + j3 * key_row + head3 // (H // G) * KEY_HEAD + d, mask=live3 & d_live, other=0.0).to(
+                    SUM
+                )
                 v = tl.load(
                     value + j3 * value_row + head3 // (H // G) * VALUE_HEAD + c, mask=live3 & c_live, other=0.0
                 ).to(SUM)
@@ -330,20 +335,18 @@ def backward_rows(
                     s += _per_head(bias, e2, head2, live2 & (head2 < H), BIAS_HEADS, H, SUM)
                 if log_weight is not None:
                     s += _per_head(log_weight, j2, head2, live2 & (head2 < H), WEIGHT_HEADS, H, SUM)
-                p = tl.where(live2 & (head2 < H), tl.exp(s - logsum), 0.0)
+                p = tl.exp(tl.where(live2 & (head2 < H), s - logsum, float("-inf")))
                 dp = tl.sum(do * v, 2)
                 dropped = p
                 if DROPOUT:
-                    kept = _kept(seed, threshold, e2, head2, rescale, SUM)
+                    kept = _kept(seed, first_edge, threshold, e2, head2, rescale, SUM)
                     dp *= kept
                     dropped *= kept
                 ds = p * (dp - dl)
 
                 in_row3 = in_row[:, None, None]
                 if grad_bias is not None:
-                    _store_shared(
-                        grad_bias, ds[:, :, None], e3, in_row3, first_head, BIAS_HEADS, 1, H, EDGES, HEADS, 1
-                    )
+                    _store_shared(grad_bias, ds[:, :, None], e3, in_row3, first_head, BIAS_HEADS, 1, H, EDGES, HEADS, 1)
                 if grad_edge_value is not None:
                     dv = dropped[:, :, None] * do
                     _store_shared(
@@ -370,7 +373,7 @@ def backward_rows(
         tl.store(address, sum_att, mask=(heads[:, None] < H) & (d_flat < D))
 
 
-@triton.jit(do_not_specialize=["seed", "threshold", "queries", "head_block"])
+@triton.jit(do_not_specialize=["seed", "first_edge", "threshold", "queries", "head_block"])
 def backward_columns(
     query,
     key,
@@ -400,6 +403,7 @@ def backward_columns(
     scale: tl.float64,
     slope: tl.float64,
     seed: tl.int64,
+    first_edge: tl.int64,
     threshold: tl.int64,
     rescale: tl.float64,
     QUERY_HEAD: tl.constexpr,
@@ -468,9 +472,9 @@ def backward_columns(
                 s += _per_head(bias, e2, head2, live2, BIAS_HEADS, H, SUM)
             if log_weight is not None:
                 s += weight_j
-            p = tl.where(live2, tl.exp(s - logsum), 0.0)
+            p = tl.exp(tl.where(live2, s - logsum, float("-inf")))
             if DROPOUT:
-                kept = _kept(seed, threshold, e2, head2, rescale, SUM)
+                kept = _kept(seed, first_edge, threshold, e2, head2, rescale, SUM)
             if grad_value is not None:
                 dropped = p
                 if DROPOUT:
@@ -485,7 +489,7 @@ def backward_columns(
                     dp *= kept
                 ds = p * (dp - tl.load(delta + i2 * H + head2, mask=live2, other=0.0))
                 if grad_key is not None:
-                    to_query, to_key = _score_gradient(q, k, a, scale, slope, SUM)
+                    _, to_key = _score_gradient(q, k, a, scale, slope, SUM)
                     sum_key += tl.sum(ds[:, :, None] * to_key, 0)
                 if grad_log_weight is not None:
                     sum_weight += tl.sum(ds, 0)
