@@ -1,6 +1,7 @@
 """The compiled kernels for vector attention on CPUs (csrc/simd_vector.cpp).
 
-Networks of any kind run in torch, with the kernels between them; chains of linear layers and ReLU run inside the kernels.
+Networks of any kind run in torch, with the kernels between them; chains of linear layers and ReLU run inside the
+kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from geoattn.ops.backends.cpu import function
 from geoattn.ops.backends.vector_kernels import Rows, TorchKernels
 from geoattn.patterns import Neighbors
 
-_TILES = 16  # kTiles in the kernels
+_SLOTS = 16  # kBlocks in the kernels
 
 
 class CompiledKernels:
@@ -36,9 +37,9 @@ class CompiledKernels:
     def sum_backward(  # noqa: D102
         self, rows: Rows, score: Tensor, delta: Tensor, value: Tensor, grad_out: Tensor
     ) -> tuple[Tensor, Tensor]:
-        of_score, message = score.clone(memory_format=torch.contiguous_format), torch.empty_like(score)
-        _run("sum_backward", _rows(rows), score=of_score, delta=delta, value=value, grad_out=grad_out, message=message)
-        return of_score, message
+        written = {"grad_score": delta.new_empty(delta.shape), "message": delta.new_empty(delta.shape)}
+        _run("sum_backward", _rows(rows), score=score, delta=delta, value=value, grad_out=grad_out, **written)
+        return written["grad_score"], written["message"]
 
     def collect(  # noqa: D102
         self,
@@ -191,7 +192,7 @@ class _Packed(NamedTuple):
     forward: Tensor  # [in, out padded]
     backward: Tensor  # [out, in padded]
     bias: Tensor | None  # [out padded]
-    grad: Tensor | None  # [tiles, in + 1, out padded], of the transposed weight and, last, of the bias
+    grad: Tensor | None  # [slots, in + 1, out padded], of the transposed weight and, last, of the bias
 
     def gradients(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Of the weight and the bias of the layer."""
@@ -208,7 +209,7 @@ def _pack(layers: list[Linear] | None, query: Tensor, dtype: torch.dtype, with_g
         weight = weight.detach().to(dtype).repeat_interleave(repeat, 0)
         outputs, inputs = weight.shape
         forward = _padded(weight.T)
-        grad = forward.new_zeros(_TILES, inputs + 1, forward.size(1)) if with_grad else None
+        grad = forward.new_zeros(_SLOTS, inputs + 1, forward.size(1)) if with_grad else None
         if bias is not None:
             bias = _padded(bias.detach().to(dtype).repeat_interleave(repeat))
         packed.append(_Packed(inputs, outputs, relu, forward, _padded(weight), bias, grad))
@@ -252,7 +253,10 @@ class _Call(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in _COUNTS],
         *[(name, ctypes.c_void_p) for name in ("rowptr", "col", "query", "key", "value", "position", "key_position")],
         *[(name, ctypes.c_void_p) for name in ("grad_out", "out", "grad_query", "grad_key", "grad_value")],
-        *[(name, ctypes.c_void_p) for name in ("grad_position", "grad_key_position", "delta", "score", "message")],
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("grad_position", "grad_key_position", "delta", "score", "grad_score", "message")
+        ],
         *[(name, ctypes.c_int64) for name in ("pos_layers", "attn_layers")],
         *[(name, ctypes.POINTER(_Layer)) for name in ("pos", "attn")],
     ]
@@ -297,7 +301,7 @@ def _run(name: str, call: _Call, **tensors: Tensor | None) -> None:
     given = {field: x.contiguous() for field, x in tensors.items() if x is not None}
     for field, x in given.items():
         setattr(call, field, x.data_ptr())
-    edges = [given[field] for field in ("score", "query") if field in given][0]
+    edges = next(given[field] for field in ("score", "query") if field in given)
     call.channels, call.is_double = edges.size(1), edges.dtype == torch.float64
     # Where keys are not read their number is that of the gradients.
     call.keys = next(given[f].size(0) for f in ("key", "value", "grad_key", "grad_value") if f in given)

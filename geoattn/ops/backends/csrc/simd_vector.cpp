@@ -21,7 +21,8 @@ using geoattn::parallel_blocks;
 namespace {
 
 constexpr int64_t kTileEdges = 128;  // plus at most one row
-constexpr int64_t kTiles = 16;       // in a chunk; gradients of weights have as many slots
+constexpr int64_t kBlockTiles = 4;   // that one thread works on in turn
+constexpr int64_t kBlocks = 16;      // in a chunk; gradients of weights have as many slots
 constexpr int64_t kRowGrain = 64;
 
 // y = x W^T + b, then perhaps ReLU. Rows are padded with zeros to whole cache lines. Mirrors vector_cpu._Layer.
@@ -30,7 +31,7 @@ struct Layer {
   const void* forward;   // [in, out padded]
   const void* backward;  // [out, in padded]
   const void* bias;      // [out padded], or null
-  void* grad;            // [kTiles, in + 1, out padded], the last row of the bias; or null
+  void* grad;            // [kBlocks, in + 1, out padded], the last row of the bias; or null
 };
 
 // Mirrors vector_cpu._Call. Node tensors are contiguous; null is absent.
@@ -40,7 +41,7 @@ struct Call {
   const int64_t *rowptr, *col;
   const void *query, *key, *value, *position, *key_position, *grad_out;
   void *out, *grad_query, *grad_key, *grad_value, *grad_position, *grad_key_position;
-  void *delta, *score, *message;  // of the edges of these rows, [e, channels]
+  void *delta, *score, *grad_score, *message;  // of the edges of these rows, [e, channels]
   int64_t pos_layers, attn_layers;
   const Layer *pos, *attn;
 };
@@ -126,8 +127,9 @@ struct Between {
       });
   }
 
-  // Scores become their gradients; message becomes the gradient of v_j + delta.
-  void sum_backward(int64_t begin, int64_t end, Edges<A> delta, Edges<A> score, Edges<A> message) const {
+  // Writes the gradients of the scores and, to message, of v_j + delta.
+  void sum_backward(int64_t begin, int64_t end, Edges<A> delta, Edges<A> score, Edges<A> of_score,
+                    Edges<A> message) const {
     for (int64_t i = begin; i < end; ++i)
       lanes<A>(0, channels, [&](int64_t c, int n) {
         const Vec<A> most = highest(i, score, c, n);
@@ -138,14 +140,14 @@ struct Between {
           const Vec<A> v = load_n(node(as(call.value), call.col[e]) + c, n) + load_n(delta[e] + c, n);
           total += weight;
           mean += weight * v;
-          store_n(score[e] + c, weight, n);
+          store_n(of_score[e] + c, weight, n);
           store_n(message[e] + c, v, n);
         }
         const Vec<A> by = 1 / (total > 0 ? total : splat(A(1)));
         mean *= by;
         for (int64_t e = call.rowptr[i]; e < call.rowptr[i + 1]; ++e) {
-          const Vec<A> upstream = load_n(score[e] + c, n) * by * grad;
-          store_n(score[e] + c, upstream * (load_n(message[e] + c, n) - mean), n);
+          const Vec<A> upstream = load_n(of_score[e] + c, n) * by * grad;
+          store_n(of_score[e] + c, upstream * (load_n(message[e] + c, n) - mean), n);
           store_n(message[e] + c, upstream, n);
         }
       });
@@ -174,15 +176,14 @@ struct Between {
     }
   }
 
-  // Gradients of keys and values from those of the edges of rows [begin, end), each thread some channels.
-  void collect(int64_t begin, int64_t end, Edges<A> score, Edges<A> message) const {
+  // Gradients of keys and values from those of the edges of rows [begin, end), channels [from, to) only.
+  void collect(int64_t begin, int64_t end, Edges<A> score, Edges<A> message, int64_t from, int64_t to) const {
     const int64_t first = call.rowptr[begin], last = call.rowptr[end];
-    const int64_t grain = padded<A>((channels + call.threads - 1) / call.threads);
-    parallel_blocks(channels, grain, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      if (call.grad_key) sum_columns<true>(call, first, last, score, as(call.grad_key), channels, from, to);
-      if (call.grad_value) sum_columns<false>(call, first, last, message, as(call.grad_value), channels, from, to);
-    });
+    if (call.grad_key) sum_columns<true>(call, first, last, score, as(call.grad_key), channels, from, to);
+    if (call.grad_value) sum_columns<false>(call, first, last, message, as(call.grad_value), channels, from, to);
   }
+  // How many channels each thread collects.
+  int64_t strip() const { return padded<A>((channels + call.threads - 1) / call.threads); }
 
   // One of the functions above on the edge tensors of the call, rows split among threads.
   template <class Body>
@@ -298,8 +299,8 @@ class Chain {
   }
 
   // From the gradient of the output (overwritten) to that of the input (if not null); gradients of weights are added to
-  // slot `tile`. `spare` holds edges * width().
-  void backward(int64_t edges, int64_t tile, A* grad, A* spare, A* grad_input) {
+  // `slot`. `spare` holds edges * width().
+  void backward(int64_t edges, int64_t slot, A* grad, A* spare, A* grad_input) {
     if (count_ && layers_[count_ - 1].relu) {
       const A* out = output();
       for (int64_t x = 0; x < edges * output_stride(); x += kWidth<A>)
@@ -307,7 +308,7 @@ class Chain {
     }
     for (int64_t l = count_ - 1; l >= 0; --l) {
       const Layer& layer = layers_[l];
-      if (layer.grad) add_weight_gradient(edges, tile, l, grad);
+      if (layer.grad) add_weight_gradient(edges, slot, l, grad);
       if (l == 0 && !grad_input) return;
       Product<A> p;
       p.rows = edges, p.columns = stride(l), p.inner = layer.out;
@@ -321,14 +322,14 @@ class Chain {
   }
 
  private:
-  void add_weight_gradient(int64_t edges, int64_t tile, int64_t l, const A* grad) {
+  void add_weight_gradient(int64_t edges, int64_t slot, int64_t l, const A* grad) {
     const Layer& layer = layers_[l];
     const int64_t columns = stride(l + 1);
     Product<A> p;
     p.rows = layer.in, p.columns = columns, p.inner = edges;
     p.a = activations_[l].data(), p.a_stride = stride(l);
     p.b = grad, p.b_stride = columns;
-    p.out = static_cast<A*>(layer.grad) + tile * (layer.in + 1) * columns, p.out_stride = columns;
+    p.out = static_cast<A*>(layer.grad) + slot * (layer.in + 1) * columns, p.out_stride = columns;
     p.add = true;
     multiply<true>(p);
     A* bias = p.out + layer.in * columns;
@@ -369,33 +370,57 @@ class Whole {
     });
   }
 
+  // Chunk after chunk, the threads compute what its edges pass on; while they do so for one, they sum up over keys what
+  // the edges of the chunk before have passed on.
   void backward() {
-    const int64_t C = padded<A>(call_.channels), P = padded<A>(call_.positions);
+    constexpr int64_t step = kBlockTiles * kBlocks;
     int64_t most = 0;  // edges in a chunk
-    for (int64_t t = 0; t < tiles(); t += kTiles) most = std::max(most, edge(std::min(t + kTiles, tiles())) - edge(t));
-    const bool of_positions = call_.grad_position || call_.grad_key_position;
-    std::vector<A> score(most * C), message(most * C), offset(of_positions ? most * P : 0);
+    for (int64_t t = 0; t < tiles(); t += step) most = std::max(most, edge(std::min(t + step, tiles())) - edge(t));
+    Passed memory[2] = {Passed(call_, most), Passed(call_, most)};
+    Passed *now = &memory[0], *before = &memory[1];
     std::vector<std::unique_ptr<Tile>> spaces(call_.threads);
+    const int64_t strip = between_.strip(), strips = (call_.channels + strip - 1) / strip;
 
-    for (int64_t first = 0; first < tiles(); first += kTiles) {
-      const int64_t last = std::min(first + kTiles, tiles());
-      const Edges<A> scores{score.data(), C, edge(first)}, messages{message.data(), C, edge(first)};
-      const Edges<A> offsets{offset.data(), P, edge(first)};
-      std::atomic<int64_t> next{first}, thread{0};
-      run(std::min(call_.threads, last - first), [&] {
+    for (int64_t first = 0; first < tiles() + step; first += step) {
+      now->start(std::min(first, tiles()), std::min(first + step, tiles()), *this);
+      std::atomic<int64_t> next{before->last > before->first ? 0 : strips}, thread{0};
+      const int64_t tasks = strips + (now->last - now->first + kBlockTiles - 1) / kBlockTiles;
+      run(std::min(call_.threads, tasks - next), [&] {
         std::unique_ptr<Tile>& tile = spaces[thread++];
-        if (!tile) tile = std::make_unique<Tile>(call_, capacity_);
-        for (int64_t t; (t = next++) < last;) differentiate(*tile, t, scores, messages, offsets);
+        for (int64_t task; (task = next++) < tasks;) {
+          if (task < strips) {
+            collect(*before, task * strip, std::min(call_.channels, (task + 1) * strip));
+          } else {
+            if (!tile) tile = std::make_unique<Tile>(call_, capacity_);
+            const int64_t block = task - strips, t = now->first + block * kBlockTiles;
+            for (int64_t i = t; i < std::min(t + kBlockTiles, now->last); ++i) differentiate(*tile, i, block, *now);
+          }
+        }
       });
-      between_.collect(cuts_[first], cuts_[last], scores, messages);
-      if (call_.grad_key_position)
-        Between<A>::template sum_columns<true>(call_, edge(first), edge(last), offsets,
-                                               static_cast<A*>(call_.grad_key_position), call_.positions, 0,
-                                               call_.positions);
+      std::swap(now, before);
     }
   }
 
  private:
+  // Gradients of the edges of a chunk.
+  struct Passed {
+    std::vector<A> of_relation, of_message, of_offset;
+    Edges<A> relation{}, message{}, offset{};
+    int64_t first = 0, last = 0;  // tiles
+    Passed(const Call& call, int64_t edges)
+        : of_relation(edges * padded<A>(call.channels)),
+          of_message(edges * padded<A>(call.channels)),
+          of_offset(needs_offset(call) ? edges * padded<A>(call.positions) : 0) {}
+    void start(int64_t from, int64_t to, const Whole& whole) {
+      first = from, last = to;
+      const int64_t C = padded<A>(whole.call_.channels), e = whole.edge(from);
+      relation = {of_relation.data(), C, e};
+      message = {of_message.data(), C, e};
+      offset = {of_offset.data(), padded<A>(whole.call_.positions), e};
+    }
+  };
+  static bool needs_offset(const Call& call) { return call.grad_position || call.grad_key_position; }
+
   struct Tile {
     Chain<A> pos, attn;
     std::vector<A> grad, spare;
@@ -442,27 +467,28 @@ class Whole {
     tile.attn.forward(edges);
   }
 
-  void differentiate(Tile& tile, int64_t t, Edges<A> scores, Edges<A> messages, Edges<A> offsets) {
-    const int64_t begin = cuts_[t], end = cuts_[t + 1], slot = t % kTiles;
+  void differentiate(Tile& tile, int64_t t, int64_t slot, const Passed& passed) {
+    const int64_t begin = cuts_[t], end = cuts_[t + 1], edges = edge(t + 1) - edge(t);
     compute(tile, begin, end);
-    const int64_t edges = edge(t + 1) - edge(t);
-    between_.sum_backward(begin, end, tile.delta(), tile.score(), messages);
-    const int64_t C = scores.stride;
-    A *score = scores[tile.first], *message = messages[tile.first];
-    // The gradient of the scores stands where they stood.
-    if (call_.attn_layers) {
-      std::copy_n(tile.attn.output(), edges * C, tile.grad.data());
-      tile.attn.backward(edges, slot, tile.grad.data(), tile.spare.data(), score);
-    } else {
-      std::copy_n(tile.attn.output(), edges * C, score);
-    }
+    const int64_t size = edges * passed.relation.stride;
+    A *relation = passed.relation[tile.first], *message = passed.message[tile.first], *grad = tile.grad.data();
+    const Edges<A> of_score = {call_.attn_layers ? grad : relation, passed.relation.stride, tile.first};
+    between_.sum_backward(begin, end, tile.delta(), tile.score(), of_score, passed.message);
+    if (call_.attn_layers) tile.attn.backward(edges, slot, grad, tile.spare.data(), relation);
     if (call_.grad_query)
-      Between<A>::sum_rows(call_, begin, end, scores, static_cast<A*>(call_.grad_query), call_.channels);
-    for (int64_t x = 0; x < edges * C; x += kWidth<A>) store(tile.grad.data() + x, load(score + x) + load(message + x));
-    const bool of_positions = call_.grad_position || call_.grad_key_position;
-    tile.pos.backward(edges, slot, tile.grad.data(), tile.spare.data(), of_positions ? offsets[tile.first] : nullptr);
+      Between<A>::sum_rows(call_, begin, end, passed.relation, between_.as(call_.grad_query), call_.channels);
+    for (int64_t x = 0; x < size; x += kWidth<A>) store(grad + x, load(relation + x) + load(message + x));
+    A* offset = needs_offset(call_) ? passed.offset[tile.first] : nullptr;
+    tile.pos.backward(edges, slot, grad, tile.spare.data(), offset);
     if (call_.grad_position)
-      Between<A>::sum_rows(call_, begin, end, offsets, static_cast<A*>(call_.grad_position), call_.positions);
+      Between<A>::sum_rows(call_, begin, end, passed.offset, between_.as(call_.grad_position), call_.positions);
+  }
+
+  void collect(const Passed& passed, int64_t from, int64_t to) {
+    between_.collect(cuts_[passed.first], cuts_[passed.last], passed.relation, passed.message, from, to);
+    if (from == 0 && call_.grad_key_position)
+      Between<A>::template sum_columns<true>(call_, edge(passed.first), edge(passed.last), passed.offset,
+                                             between_.as(call_.grad_key_position), call_.positions, 0, call_.positions);
   }
 
   const Call& call_;
@@ -514,12 +540,13 @@ GEOATTN_EXPORT(geoattn_vector_sum)(const void* call) {
   });
 }
 
-// score becomes its gradient, message the gradient of v_j + delta
+// grad_score and, in message, the gradient of v_j + delta
 GEOATTN_EXPORT(geoattn_vector_sum_backward)(const void* call) {
   return typed(call, [](const Call& c, auto type) {
     const Between<decltype(type)> between{c};
     between.over_rows([&](int64_t begin, int64_t end) {
-      between.sum_backward(begin, end, between.edges(c.delta), between.edges(c.score), between.edges(c.message));
+      between.sum_backward(begin, end, between.edges(c.delta), between.edges(c.score), between.edges(c.grad_score),
+                           between.edges(c.message));
     });
   });
 }
@@ -533,7 +560,9 @@ GEOATTN_EXPORT(geoattn_vector_collect)(const void* call) {
       between.over_rows([&](int64_t begin, int64_t end) {
         Between<A>::sum_rows(c, begin, end, between.edges(c.score), between.as(c.grad_query), c.channels);
       });
-    between.collect(c.begin, c.end, between.edges(c.score), between.edges(c.message));
+    parallel_blocks(c.channels, between.strip(), static_cast<int>(c.threads), [&](int64_t from, int64_t to) {
+      between.collect(c.begin, c.end, between.edges(c.score), between.edges(c.message), from, to);
+    });
   });
 }
 
