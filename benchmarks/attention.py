@@ -246,7 +246,7 @@ def _chosen(section: str, regime: str, options: Options) -> tuple[str, ...]:
     own = fast_backends(options.device)
     if section.startswith("gatv2"):
         return ("PyG GATv2Conv", *own)
-    if regime == "stock" and options.device == "cpu":
+    if regime == "stock":
         return ("PyG", *own)
     names = DOT_PEERS if section == "knn-random" else DOT_PEERS[:1] + DOT_PEERS[4:]
     half = [f"{name}, bfloat16" for name in own] if section == "knn-zorder" else []
@@ -270,7 +270,7 @@ def _judge(job: Job, timings: Timings, found: Findings) -> None:
         best = _best_gather(timings)
         ratio = [ours / gather for ours, gather in zip(timings.seconds("cpu", FORWARD), best, strict=False)]
         found.bars.append(Bar(f"{where}: cpu ÷ best gather, forward", ratio, at_most=GATHER_BAR))
-    if job.regime == "retained" or job.device == "cuda":
+    if job.regime in ("retained", "device"):
         for name in (n for n in ("cpu", "torch", "triton") if n in timings):
             ratios = [statistics.median(timings.ratios(base, name, direction)) for direction in (FORWARD, BOTH)]
             found.speedups.setdefault(job.case, {})[name] = ratios

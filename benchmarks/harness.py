@@ -11,7 +11,8 @@ formed between medians of one process and only then pooled, so what disturbs a w
 
 Two regimes, because formulas that write large temporaries spend most of their time in page faults under the stock
 allocator, which gives every large block back to the system at once: ``stock`` is what users get; in ``retained`` freed
-memory stays with the process, which compares the arithmetic.
+memory stays with the process, which compares the arithmetic. On GPUs torch has its own allocator, and the regime is
+``device``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,8 +46,9 @@ ROOT = Path(__file__).resolve().parent.parent
 REGIMES: dict[str, dict[str, str]] = {
     "stock": {},
     "retained": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 35)},
+    "device": {},
 }
-REGIME_TEXT = {"stock": "Stock allocator", "retained": "Heap retained"}
+REGIME_TEXT = {"stock": "Stock allocator", "retained": "Heap retained", "device": "On the GPU"}
 FORWARD, BOTH = "forward", "forward + backward"
 MIN_ROUNDS, MAX_ROUNDS = 3, 25
 
@@ -59,7 +62,7 @@ class Variant:
         inputs: What gradients are asked for; none: only the forward pass is timed.
         grad: Gradient of the output, an input like the others.
         same: Whether outputs and gradients must equal those of the case's first variant.
-        tolerance: How far they may be from them, as a share of the largest entry.
+        tolerance: How far they may be from them, relative to the largest entry.
     """
 
     forward: Callable[[], Tensor]
@@ -104,7 +107,7 @@ class Timings:
     """Medians in seconds of every process that did the same job, by variant and direction."""
 
     processes: list[dict[str, dict[str, float]]] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # why, by variant
 
     def __contains__(self, variant: str) -> bool:
         return any(variant in process for process in self.processes)
@@ -119,8 +122,8 @@ class Timings:
 
     def ratios(self, slow: str, fast: str, direction: str) -> list[float]:
         """How many times longer `slow` takes than `fast`, for every process."""
-        pairs = zip(self.seconds(slow, direction), self.seconds(fast, direction), strict=False)
-        return [a / b for a, b in pairs]
+        both = [p for p in self.processes if direction in p.get(slow, {}) and direction in p.get(fast, {})]
+        return [p[slow][direction] / p[fast][direction] for p in both]
 
 
 @dataclass(frozen=True)
@@ -140,17 +143,16 @@ def measure(job: Job, cases: Mapping[str, Case]) -> dict[str, object]:
     return _measure_memory(job, cases[job.case]) if job.memory else _measure_times(job, cases[job.case])
 
 
-def _build(job: Job, case: Case) -> dict[str, Variant]:
+def _build(job: Job, case: Case) -> dict[str, Callable[[], Variant]]:
     torch.manual_seed(job.seed)
-    factories = case(job)
-    return {name: make() for name, make in factories.items() if not job.variants or name in job.variants}
+    return {name: make for name, make in case(job).items() if not job.variants or name in job.variants}
 
 
 def _measure_times(job: Job, case: Case) -> dict[str, object]:
-    variants = _build(job, case)
-    for _ in range(2):  # twice: after the first pass the heap still grows
-        _check_agreement(variants)
+    variants, failed = _working(_build(job, case))
     todo = [(name, direction) for name, variant in variants.items() for direction in variant.directions]
+    for name, direction in todo:  # a second time: after the first pass the heap still grows
+        variants[name].run(direction)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     shuffle = random.Random(job.seed).shuffle
     gc.collect()
@@ -163,7 +165,40 @@ def _measure_times(job: Job, case: Case) -> dict[str, object]:
             times[name].setdefault(direction, []).append(_time(variants[name], direction, job.device))
         rounds += 1
     medians = {name: {d: statistics.median(t) for d, t in passes.items()} for name, passes in times.items()}
-    return {"medians": medians, "rounds": rounds}
+    return {"medians": medians, "failed": failed}
+
+
+def _working(factories: Mapping[str, Callable[[], Variant]]) -> tuple[dict[str, Variant], dict[str, str]]:
+    """The variants that run and agree with the first one, and what is wrong with the others."""
+    variants: dict[str, Variant] = {}
+    failed: dict[str, str] = {}
+    yardstick: dict[str, list[Tensor]] = {}
+    for name, make in factories.items():
+        try:
+            variants[name] = _checked(make(), yardstick)
+        except Exception as error:  # noqa: PERF203 - whatever it is, the others can still be measured
+            traceback.print_exc()
+            failed[name] = f"{type(error).__name__}: {error}"
+    return variants, failed
+
+
+def _checked(variant: Variant, yardstick: dict[str, list[Tensor]]) -> Variant:
+    """Run a variant once each way and compare; the first one becomes the yardstick."""
+    for direction in variant.directions:
+        result = variant.run(direction)
+        if variant.same:
+            _check_agreement(result, yardstick.setdefault(direction, result), variant.tolerance)
+    return variant
+
+
+def _check_agreement(result: Sequence[Tensor], yardstick: Sequence[Tensor], tolerance: float) -> None:
+    largest = max(x.abs().max() for x in yardstick)
+    for expected, got in zip(yardstick, result, strict=True):
+        # Some gradients are zero but for rounding, such as that of a bias that softmax cancels.
+        scale = torch.maximum(expected.abs().max(), largest * 1e-2)
+        error = (got - expected).abs().max() / scale
+        if not error <= tolerance:
+            raise AssertionError(f"differs from the first variant by {error:.1e}")
 
 
 def _time(variant: Variant, direction: str, device: str) -> float:
@@ -182,28 +217,13 @@ def _time(variant: Variant, direction: str, device: str) -> float:
     return seconds
 
 
-def _check_agreement(variants: Mapping[str, Variant]) -> None:
-    first: dict[str, list[Tensor]] = {}
-    for name, variant in variants.items():
-        for direction in variant.directions:
-            result = variant.run(direction)
-            if not variant.same:
-                continue
-            for expected, got in zip(first.setdefault(direction, result), result, strict=True):
-                error = (got - expected).abs().max() / expected.abs().max()
-                if not error <= variant.tolerance:
-                    raise AssertionError(
-                        f"{name}, {direction}: differs from {next(iter(variants))} by {error:.1e} of the largest entry"
-                    )
-
-
 def _measure_memory(job: Job, case: Case) -> dict[str, object]:
     (name,) = job.variants
-    tiny = _build(replace(job, size=500), case)[name]  # loads libraries, starts threads
+    tiny = _build(replace(job, size=500), case)[name]()  # loads libraries, starts threads
     _run_last(tiny)
     del tiny
     empty = _resident(job.device)
-    variant = _build(job, case)[name]
+    variant = _build(job, case)[name]()
     inputs = _resident(job.device)
     _reset_peak(job.device)
     result = _run_last(variant)
@@ -271,6 +291,7 @@ class Options:
         device: ``"cpu"`` or ``"cuda"``.
         only: Sections to run; none: all.
         output: Folder of the results.
+        failures: What did not run so far.
     """
 
     module: str
@@ -281,11 +302,14 @@ class Options:
     device: str
     only: tuple[str, ...]
     output: Path
+    failures: list[str] = field(default_factory=list)
 
     @property
     def regimes(self) -> tuple[str, ...]:
-        """Of the host's allocator; on CUDA torch has its own, and on other systems than Linux these mean nothing."""
-        if self.device == "cuda" or platform.system() != "Linux":
+        """Of the host's allocator, where it is glibc's; torch has its own for GPUs."""
+        if self.device == "cuda":
+            return ("device",)
+        if platform.system() != "Linux":
             return ("stock",)
         return ("retained",) if self.quick else ("retained", "stock")
 
@@ -301,7 +325,7 @@ class Options:
             timings = pooled.setdefault(replace(task, seed=0), Timings())
             if result is not None:
                 timings.processes.append(result["medians"])
-                timings.rounds.append(result["rounds"])
+                timings.failed.update(result["failed"])
         return pooled
 
     def peak_memory(self, jobs: Iterable[Job]) -> dict[Job, Memory]:
@@ -320,11 +344,19 @@ class Options:
         command = [sys.executable, "-m", self.module, "--child", json.dumps(asdict(job))]
         environment = {**os.environ, **REGIMES[job.regime]}
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return json.loads(done.stdout.splitlines()[-1])
-        what = f"{job.case}, {job.size:,}, {job.regime}, {'; '.join(job.variants) or 'all variants'}"
-        tqdm.write(f"{what}: ended with {done.returncode}\n{done.stderr[-4000:]}", sys.stderr)
-        return None
+        what = f"{job.case}, {job.size:,}, {job.regime}"
+        if done.returncode != 0:
+            reason = f"the process ended with {done.returncode}\n{done.stderr[-4000:]}"
+            self._complain(f"{what}, {'; '.join(job.variants) or 'all variants'}: {reason}")
+            return None
+        result = json.loads(done.stdout.splitlines()[-1])
+        for name, reason in result.get("failed", {}).items():
+            self._complain(f"{what}, {name}: {reason}")
+        return result
+
+    def _complain(self, failure: str) -> None:
+        self.failures.append(failure)
+        tqdm.write(failure, sys.stderr)
 
 
 def main(cases: Mapping[str, Case], report: Callable[[Options], None], sections: Sequence[str]) -> None:
@@ -349,18 +381,19 @@ def main(cases: Mapping[str, Case], report: Callable[[Options], None], sections:
     if module is None:
         parser.error("run this as a module, from the repository: python -m benchmarks.attention")
     output = args.output or ROOT / "benchmarks" / "results" / ("quick" if args.quick else "")
-    report(
-        Options(
-            module=module.name,
-            quick=args.quick,
-            processes=1 if args.quick else args.processes,
-            seconds=0.2 if args.quick else args.seconds,
-            threads=args.threads,
-            device=args.device,
-            only=tuple(args.only),
-            output=output,
-        )
+    options = Options(
+        module=module.name,
+        quick=args.quick,
+        processes=1 if args.quick else args.processes,
+        seconds=0.2 if args.quick else args.seconds,
+        threads=args.threads,
+        device=args.device,
+        only=tuple(args.only),
+        output=output,
     )
+    report(options)
+    if options.failures:
+        sys.exit(f"{len(options.failures)} did not run, see above")
 
 
 # Tables
@@ -381,14 +414,15 @@ def spread(values: Sequence[float]) -> str:
     """Median over processes, and from the lowest to the highest."""
     if not values:
         return "-"
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    median = f"{statistics.median(values):.2f}"
+    return median if len(values) == 1 else f"{median} ({min(values):.2f} to {max(values):.2f})"
 
 
 def ratio_table(timings: Timings, leave_out: Sequence[str] = ()) -> str:
     """Times of all variants, and how many times longer the first one takes."""
     names = [name for name in timings.variants() if name not in leave_out]
     if not names:
-        return "Failed.\n"
+        return "No process came to its end.\n"
     base = names[0]
     rows = []
     for name in names:
@@ -396,6 +430,7 @@ def ratio_table(timings: Timings, leave_out: Sequence[str] = ()) -> str:
         for direction in (FORWARD, BOTH):
             cells += [milliseconds(timings.seconds(name, direction)), spread(timings.ratios(base, name, direction))]
         rows.append(cells)
+    rows += [[name, f"failed: {reason.splitlines()[0]}", "-", "-", "-"] for name, reason in timings.failed.items()]
     return table(["", *(x for d in (FORWARD, BOTH) for x in (f"{d}, ms", f"{base} ÷ this"))], rows)
 
 

@@ -35,8 +35,8 @@ from geoattn import Neighbors
 K, HEADS, WIDTH, CHANNELS = 16, 4, 32, 64
 SIZE = 100_000
 TEXT = {
-    "vector": f"Vector attention, C = {CHANNELS}, two-layer networks on positions and on scores",
-    "vector-position": f"Vector attention, C = {CHANNELS}, a two-layer network on positions, none on scores",
+    "vector": f"Vector attention, C = {CHANNELS}, a two-layer network on positions",
+    "vector-scores": f"Vector attention, C = {CHANNELS}, two-layer networks on positions and on scores",
     "transformer": f"TransformerConv, {HEADS * WIDTH} channels, H = {HEADS}, with its projections and root weight",
     "gatv2": f"GATv2Conv, {HEADS * WIDTH} channels, H = {HEADS}, with its projections",
     "between-products": f"Linear, attention, Linear: {HEADS * WIDTH} channels, H = {HEADS}",
@@ -174,8 +174,8 @@ def _features(job: Job, channels: int) -> tuple[Tensor, Tensor]:
 
 
 CASES = {
-    "vector": lambda job: vector(job, score_network=True),
-    "vector-position": lambda job: vector(job, score_network=False),
+    "vector": lambda job: vector(job, score_network=False),
+    "vector-scores": lambda job: vector(job, score_network=True),
     "transformer": transformer,
     "gatv2": gatv2,
     "between-products": between_products,
@@ -191,8 +191,8 @@ def report(options: Options) -> None:
         text.append(f"## {TEXT[section]}\n")
         for job, timings in options.time(jobs).items():
             text += [f"{REGIME_TEXT[job.regime]}, {job.size:,} points:\n", ratio_table(timings)]
-            if section == "vector" and job.regime == "retained":
-                bars += _vector_bars(timings)
+            if section.startswith("vector") and job.regime == "retained":
+                bars += _vector_bars(section, timings)
             if section == "between-products" and timings.processes:
                 text.append(_inside(timings, fast_backends(options.device)))
     summary = bar_table(bars, not options.quick) if options.device == "cpu" else "There are none for GPUs.\n"
@@ -203,10 +203,10 @@ def report(options: Options) -> None:
     save(options, "layers", "Layers", [notes, "## Bars\n", summary, *text])
 
 
-def _vector_bars(timings: Timings) -> list[Bar]:
+def _vector_bars(section: str, timings: Timings) -> list[Bar]:
     return [
         Bar(
-            f"vector, retained: PyG ÷ {name}, {direction}",
+            f"{section}, retained: PyG ÷ {name}, {direction}",
             timings.ratios("PyG PointTransformerConv", name, direction),
             at_least=bound,
         )

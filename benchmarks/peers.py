@@ -106,7 +106,7 @@ def flex_knn(pos: Tensor, pattern: Neighbors) -> Callable[[Tensor, Tensor, Tenso
     active = torch.zeros(blocks * blocks, dtype=torch.int32, device=pos.device)
     active[pair] = 1
     active = active.view(blocks, blocks)
-    order = active.argsort(1, descending=True, stable=True).to(torch.int32)
+    order = active.argsort(dim=1, descending=True, stable=True).to(torch.int32)
     mask = BlockMask.from_kv_blocks(
         active.sum(1, dtype=torch.int32)[None, None], order[None, None], BLOCK_SIZE=block, mask_mod=near,
         seq_lengths=(nodes, nodes),

@@ -1,0 +1,154 @@
+"""The benchmarks run and write what they promise. What they measure is not tested."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attention, graphs, harness, peers
+from benchmarks.harness import BOTH, FORWARD
+from geoattn import Neighbors
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--quick", "--device", "cpu", "--threads", "1", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("module", "section"), [("attention", "knn-zorder"), ("layers", "between-products")])
+def test_smoke_run_writes_tables(module, section, tmp_path):
+    done = run(module, "--only", section, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (report,) = tmp_path.glob("*.md")
+    text = report.read_text()
+    assert "failed" not in text
+    assert f"--only {section}" in text  # the command that made it
+    assert re.search(r"^\| PyG \| [\d.]+ \| 1\.00 \| [\d.]+ \| 1\.00 \|$", text, re.MULTILINE)
+
+
+class Measured(harness.Options):
+    """Instead of measuring: PyG takes 12 times as long as the others, and time grows as the power 1.5 of the size."""
+
+    def time(self, jobs):
+        def seconds(name, job):
+            return job.size**1.5 * (12 if name.startswith("PyG") else 1)
+
+        def process(job):
+            return {name: dict.fromkeys((FORWARD, BOTH), seconds(name, job)) for name in job.variants}
+
+        return {job: harness.Timings([process(job)] * 3) for job in jobs}
+
+    def peak_memory(self, jobs):
+        return {job: harness.Memory(inputs=4 * 10**9, above=5 * 10**9) for job in jobs}
+
+
+def test_report_judges_every_bar(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "fast_backends", lambda device: ["cpu", "torch"])
+    attention.report(Measured("benchmarks.attention", False, 3, 10, 2, "cpu", (), tmp_path))
+    (report,) = tmp_path.glob("*.md")
+    bars = dict(re.findall(r"^\| (.*?cpu.*?) \| ([\d.]+)", report.read_text(), re.MULTILINE))
+    assert bars["knn-random, retained: PyG ÷ cpu, forward"] == "12.00"
+    assert bars["gatv2-mesh, retained: PyG GATv2Conv ÷ cpu, forward + backward"] == "12.00"
+    assert bars["growth, Z-order, 10,000 to 1,000,000 points: exponent of cpu, forward"] == "1.50"
+    assert bars["memory, knn-random, stock: cpu, MB above inputs, forward + backward"] == "5000.00"
+    assert bars["memory, 1,000,000 points, H = 8: cpu, everything held ÷ (query, key, value)"] == "2.93"
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def one_case(*functions):
+    def case(job):
+        def variant(function):
+            x = torch.linspace(1, 2, job.size).requires_grad_()
+            return lambda: harness.Variant(lambda: function(x), (x,), torch.ones(job.size))
+
+        return {function.__name__: variant(function) for function in functions}
+
+    return case
+
+
+def square(x):
+    return x * x
+
+
+def power(x):
+    return x**2
+
+
+def wrong_gradient(x):
+    return x.detach() ** 2 + 0 * x
+
+
+def raising(x):
+    raise RuntimeError("no such kernel")
+
+
+def test_variants_that_disagree_or_raise_are_left_out():
+    case = one_case(square, power, wrong_gradient, raising)
+    found = harness.measure(harness.Job("one", 100, seconds=0, threads=torch.get_num_threads()), {"one": case})
+    assert set(found["medians"]) == {"square", "power"}
+    assert all(seconds > 0 for passes in found["medians"].values() for seconds in passes.values())
+    assert "differs" in found["failed"]["wrong_gradient"]
+    assert found["failed"]["raising"] == "RuntimeError: no such kernel"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not say how much was held")
+def test_peak_memory_is_what_was_held_at_once():
+    megabytes = 32
+
+    def chain(x):
+        return x * 2 * 2 * 2  # a product and what it is made of are held at once; what is older is freed
+
+    size = megabytes * 2**20 // 4
+    job = harness.Job("one", size, threads=torch.get_num_threads(), variants=("chain",), memory=True)
+    found = harness.measure(job, {"one": one_case(chain)})
+    held = (found["inputs"] / 2**20, found["above"] / 2**20)
+    assert held[0] == pytest.approx(2 * megabytes, rel=0.1)  # x and the gradient of the output
+    assert 1.9 * megabytes < held[1] < 5.1 * megabytes
+
+
+def test_ratios_are_formed_inside_a_process():
+    timings = harness.Timings([{"a": {"forward": 4.0}, "b": {"forward": 2.0}}, {"a": {"forward": 30.0}}])
+    timings.processes.append({"a": {"forward": 9.0}, "b": {"forward": 3.0}})
+    assert timings.ratios("a", "b", "forward") == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(("value", "word"), [(4.0, "**no**"), (5.0, "yes")])
+def test_bar_says_whether_it_is_met(value, word):
+    assert harness.Bar("speed", [value], at_least=5).row(judged=True)[-1] == word
+    assert harness.Bar("memory", [9 - value], at_most=4).row(judged=True)[-1] == word
+    assert harness.Bar("speed", [], at_least=5).row(judged=True)[-1] == "not measured"
+
+
+def test_every_gather_reads_every_row():
+    pattern = Neighbors.knn(torch.rand(200, 3), 5)
+    key, value = torch.rand(2, 200, 2, 35).unbind()
+    expected = (key + value).sum((1, 2))[pattern.col].view(200, 5).sum(1)
+    for name in peers.GATHERS:
+        gather = peers.gather(name, key, value, pattern)
+        if gather is None:
+            continue
+        got = gather()()
+        if name.startswith("C++"):
+            torch.testing.assert_close(got, expected)
+        elif name != "index_select":
+            torch.testing.assert_close(got, value.flatten(1)[pattern.col].view(200, 5, -1).sum(1))
+
+
+def test_flex_attention_sees_the_same_neighbors():
+    pos = graphs.z_ordered_points(300)
+    pattern = Neighbors.knn(pos, 7)
+    query, key, value = torch.randn(3, 300, 2, 16).unbind()
+    expected = peers.pyg(query, key, value, pattern.row, pattern.col)
+    torch.testing.assert_close(peers.flex_knn(pos, pattern)(query, key, value), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3_600, 15_000, 30_000])
+def test_mesh_has_about_the_size_asked_for(size):
+    pattern = graphs.body_meshes(size)
+    assert abs(pattern.num_queries - size) < 0.1 * size
+    assert 6.5 < pattern.num_edges / pattern.num_queries < 7.5
