@@ -3,6 +3,7 @@
 from geoattn import data, geometry, metrics, models, nn, ops, patterns
 from geoattn.data.io import LoadError, load, save
 from geoattn.ops import attend
+from geoattn.ops.backends.choose import backend, backends
 from geoattn.patterns import Neighbors, Windows
 
 __version__ = "0.1.0"
@@ -12,6 +13,8 @@ __all__ = [
     "Neighbors",
     "Windows",
     "attend",
+    "backend",
+    "backends",
     "data",
     "geometry",
     "load",

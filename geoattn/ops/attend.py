@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geoattn.ops.backends import fused, reference
-from geoattn.ops.backends.choose import BACKENDS, choose
+from geoattn.ops.backends.choose import choose, forced
 from geoattn.ops.backends.problem import Problem
 from geoattn.patterns import Neighbors, Windows
 
@@ -94,7 +94,8 @@ def attend(
         query: ``[N, H, D]``.
         key: ``[M, G, D]``; ``G`` divides ``H``, and each key head serves ``H / G`` consecutive query heads.
         value: ``[M, G, C]``.
-        pattern: Who attends to whom: `Neighbors` or `Windows`, of ``N`` queries and ``M`` keys.
+        pattern: Who attends to whom: `Neighbors` or `Windows`, of ``N`` queries and ``M`` keys. Where heads have
+            patterns of their own (`Neighbors.per_head`), ``H`` below counts as 1 for what is given per edge.
         bias: Added to the scores: per edge and head for `Neighbors`, ``[E, H]`` or ``[E, 1]``, in the order of
             ``pattern.col`` (see `Neighbors.reorder_edges`). `Windows` takes none.
         scale: Factor of the dot product; default ``1 / sqrt(D)``. Additive scores have none.
@@ -155,17 +156,41 @@ def attend(
         dropout=dropout,
         seed=torch.randint(2**63 - 1, ()) if dropout else None,
     )
-    backend = choose(problem)
-    if backend in fused.BACKENDS:
-        along_keys = torch.is_grad_enabled() and (
-            key.requires_grad or value.requires_grad or (log_weight is not None and log_weight.requires_grad)
-        )
-        columns = pattern.transpose if along_keys else None
+    if pattern.heads > 1:
+        problem = _heads_as_nodes(problem)
+    name = forced()
+    if name in fused.OWN_GRADIENTS:
+        columns = pattern.transpose if _needs_columns(problem) else None
         transpose = [] if columns is None else [columns.rowptr, columns.col, columns.edge_order]
-        out, lse = fused.attend(*problem, transpose, backend)
+        out, lse = fused.attend(*problem[:-1], transpose, name)  # all but first_edge
     else:
-        out, lse = BACKENDS[backend].forward(problem)
+        out, lse = choose(problem, name).forward(problem)
+    if pattern.heads > 1:
+        out, lse = out.view(*query.shape[:2], -1), lse.view(query.shape[:2])
     return (out, lse) if return_lse else out
+
+
+def _needs_columns(problem: Problem) -> bool:
+    """Whether a backward pass will sum along keys."""
+    weight = problem.log_weight
+    wanted = problem.key.requires_grad or problem.value.requires_grad or (weight is not None and weight.requires_grad)
+    return wanted and torch.is_grad_enabled()
+
+
+def _heads_as_nodes(problem: Problem) -> Problem:
+    """For patterns of `Neighbors.per_head`, whose queries and keys are heads of elements: one head each."""
+    heads = problem.query.size(1)
+    weight = problem.log_weight
+
+    def nodes(x: Tensor) -> Tensor:
+        return x.repeat_interleave(heads // x.size(1), 1).flatten(0, 1).unsqueeze(1)
+
+    return problem._replace(
+        query=problem.query.flatten(0, 1).unsqueeze(1),
+        key=nodes(problem.key),
+        value=nodes(problem.value),
+        log_weight=None if weight is None else nodes(weight),
+    )
 
 
 def _check(
@@ -193,8 +218,11 @@ def _check(
         raise ValueError(
             f"query, key and value must have one floating type, got {query.dtype}, {key.dtype} and {value.dtype}"
         )
-    if pattern.num_queries != query.size(0) or pattern.num_keys != key.size(0):
+    of_heads = pattern.heads if isinstance(pattern, Neighbors) else 1
+    if pattern.num_queries != query.size(0) * of_heads or pattern.num_keys != key.size(0) * of_heads:
         raise ValueError(f"{pattern} does not fit: {shapes}")
+    if of_heads not in (1, query.size(1)):
+        raise ValueError(f"{pattern} was made for {of_heads} heads, {shapes}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     heads = query.size(1)
@@ -228,6 +256,10 @@ def _check_edges(
     att: Tensor | None,
 ) -> None:
     edges = pattern.num_edges
+    if pattern.heads > 1:
+        if att is not None:
+            raise ValueError("additive scores need a pattern that all heads share; call attend for each head by itself")
+        heads = 1
     if bias is not None and (bias.dim() != 2 or bias.size(0) != edges or bias.size(1) not in (1, heads)):
         raise ValueError(f"expected bias [{edges}, {heads}] or [{edges}, 1], got {tuple(bias.shape)}")
     for name, term, last in (("edge_key", edge_key, key.size(2)), ("edge_value", edge_value, value.size(2))):

@@ -67,18 +67,18 @@ def forced() -> str | None:
     return _forced
 
 
-def choose(problem: Problem) -> str:
-    """Name of the backend for ``problem``.
+def choose(problem: Problem, name: str | None) -> ModuleType:
+    """The backend ``name`` for ``problem``, or the best one where it is None.
 
     Raises:
-        RuntimeError: If the forced backend cannot take it.
+        RuntimeError: If the backend that was asked for cannot take the problem.
     """
-    if _forced is not None:
-        reason = BACKENDS[_forced].unavailable(problem)
+    if name is not None:
+        reason = BACKENDS[name].unavailable(problem)
         if reason is not None:
-            raise RuntimeError(f"backend {_forced!r} was asked for, but {reason}")
-        return _forced
-    for name in _PREFERRED.get(problem.query.device.type, ()):
-        if BACKENDS[name].unavailable(problem) is None:
-            return name
-    return "torch"
+            raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
+        return BACKENDS[name]
+    for preferred in _PREFERRED.get(problem.query.device.type, ()):
+        if BACKENDS[preferred].unavailable(problem) is None:
+            return BACKENDS[preferred]
+    return BACKENDS["torch"]

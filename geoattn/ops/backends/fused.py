@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends import chunked, cpu, reference, triton
+from geoattn.ops.backends import reference
+from geoattn.ops.backends.choose import choose
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
 
-BACKENDS = {"torch": chunked, "cpu": cpu, "triton": triton}
+# The backends with a backward pass of their own, and None for whichever is best where the operator runs.
+OWN_GRADIENTS = ("torch", "cpu", "triton", None)
 _NAMES = Gradients._fields
 
 
@@ -36,14 +38,15 @@ def attend(
     dropout: float,
     seed: Tensor | None,
     transpose: Sequence[Tensor],
-    backend: str,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Arguments as the fields of `Problem`; ``transpose`` as `Transpose`, or empty where no gradient needs it."""
     problem = Problem(
         query, key, value, rowptr, col, bias, log_weight, edge_key, edge_value, att, scale, negative_slope, dropout,
         _number(seed),
     )  # fmt: skip
-    return BACKENDS[backend].forward(problem)
+    found: tuple[Tensor, Tensor] = choose(problem, backend).forward(problem)
+    return found
 
 
 @attend.register_fake
@@ -69,7 +72,7 @@ def attend_backward(
     dropout: float,
     seed: Tensor | None,
     transpose: Sequence[Tensor],
-    backend: str,
+    backend: str | None,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
@@ -83,7 +86,7 @@ def attend_backward(
     )  # fmt: skip
     names = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
     columns = Transpose(*transpose) if transpose else None
-    grads = BACKENDS[backend].backward(problem, columns, out, lse, grad_out, grad_lse, names)
+    grads = choose(problem, backend).backward(problem, columns, out, lse, grad_out, grad_lse, names)
     return [query.new_empty(0) if grad is None else grad for grad in grads]
 
 
@@ -130,7 +133,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
             *tensors, *ctx.settings, seed, transpose, ctx.backend, out, lse, grad_out, grad_lse, needs
         )
         grads = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
-    return *grads[:3], None, None, *grads[3:], None, None, None, None, None, None
+    return *grads[:3], None, None, *grads[3:], None, None, None, None, [None] * len(transpose), None
 
 
 def _differentiable(

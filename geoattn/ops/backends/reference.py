@@ -14,6 +14,11 @@ from geoattn.ops.backends.problem import Problem
 from geoattn.patterns import Windows
 
 
+def unavailable(problem: Problem | None = None) -> str | None:
+    """None: plain torch runs everywhere."""
+    return None
+
+
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Attention over CSR rows: gather the keys of every edge, softmax over each row, sum the values.
 
