@@ -307,7 +307,8 @@ def test_more_than_2_to_the_31_numbers() -> None:
 
 
 @runs
-def test_rows_are_sorted_into_buckets_again_after_they_are_written_to() -> None:
+def test_right_after_rows_are_written_to() -> None:
+    """Buckets are kept with them."""
     problem = make([2, 70, 3])
     run(problem)
     problem.rowptr[1:3] = torch.tensor([65, 70])

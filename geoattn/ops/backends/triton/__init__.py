@@ -330,19 +330,17 @@ _cache = WeakIdKeyDictionary()
 def _buckets(rowptr: Tensor) -> tuple[Tensor, Tensor]:
     """Rows, short ones first and otherwise in order, ``[N]``; where each of the two buckets begins and ends, ``[3]``.
 
-    Kept for as long as ``rowptr`` lives and is not written to, and for the stream it was made on.
+    Kept for as long as ``rowptr`` lives, for the stream it was made on. A row is right in either bucket, so one that
+    grows when ``rowptr`` is written to is slower, not wrong.
     """
-    stamp = (
-        0 if rowptr.is_inference() else rowptr._version,
-        torch.cuda.current_stream(rowptr.device).cuda_stream if rowptr.is_cuda else 0,
-    )
+    stream = torch.cuda.current_stream(rowptr.device).cuda_stream if rowptr.is_cuda else 0
     found = _cache.get(rowptr)
-    if found is None or found[0] != stamp:
+    if found is None or found[0] != stream:
         long = rowptr.diff() > _LONG
         order = torch.argsort(long.to(torch.uint8), stable=True)
         short = (~long).sum()
         bounds = torch.stack([torch.zeros_like(short), short, torch.full_like(short, long.numel())])
-        found = _cache[rowptr] = (stamp, order, bounds)
+        found = _cache[rowptr] = (stream, order, bounds)
     return found[1], found[2]
 
 
