@@ -56,6 +56,8 @@ def unavailable(problem: Problem | None = None) -> str | None:
         device = torch.device("cuda") if problem is None else problem.query.device
         if device.type != "cuda":
             return f"triton runs on CUDA devices, and the tensors are on {device}"
+        if torch.version.hip is not None:
+            return "these triton kernels are compiled and tested for NVIDIA GPUs only"
         if torch.cuda.get_device_capability(device) < (8, 0):
             return f"triton needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
     if problem is None:
