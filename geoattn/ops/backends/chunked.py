@@ -262,7 +262,8 @@ def _gradients_of_edges(
         of_query, of_key, of_att = of_dot * key * cut.scale, of_dot * query * cut.scale, of_dot
     else:
         both = query + key
-        of_query = of_key = of_dot * cut.att * torch.where(both > 0, 1.0, cut.negative_slope).to(dtype)
+        slope = torch.full_like(both, cut.negative_slope).masked_fill_(both > 0, 1)
+        of_query = of_key = of_dot * cut.att * slope
         of_att = (of_dot * torch.nn.functional.leaky_relu(both, cut.negative_slope)).sum(0)
     of_value = (weight * kept).unsqueeze(-1) * upstream
     return {

@@ -47,8 +47,8 @@ class Places(NamedTuple):
 
     pos: Tensor  # [P, D] float64
     sample: Tensor  # [P] ascending
-    start: Tensor  # [P], the keys of place p are key[start[p]:][:count[p]], ascending
-    count: Tensor  # [P]
+    start: Tensor  # [P], the keys of place p are key[start[p]:][:size[p]], ascending
+    size: Tensor  # [P]
     key: Tensor  # [M]
 
 
@@ -62,10 +62,10 @@ def places(points: Points) -> Places:
     new = torch.ones_like(order, dtype=torch.bool)
     new[1:] = (pos[1:] != pos[:-1]).any(1) | (sample[1:] != sample[:-1])
     start = new.nonzero().squeeze(1)
-    count = torch.cat([start[1:], start.new_tensor([len(order)])]) - start
+    size = torch.cat([start[1:], start.new_tensor([len(order)])]) - start
     first = order[start].argsort()
-    start, count = start[first], count[first]
-    return Places(pos[start], sample[start], start, count, order)
+    start, size = start[first], size[first]
+    return Places(pos[start], sample[start], start, size, order)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -77,16 +77,16 @@ def squared_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Hits(NamedTuple):
-    """Candidates: ``index`` (of a place or of a key) at the squared ``distance`` from ``query``."""
+    """Candidates: ``target`` (a place or a key) is at the squared ``distance`` from ``query``."""
 
     query: Tensor  # [H]
-    index: Tensor  # [H]
+    target: Tensor  # [H]
     distance: Tensor  # [H]
 
 
 def nearest_first(hits: Hits, k: int | None) -> Hits:
-    """Sorted by query, distance and index; of every query the first ``k``."""
-    order = hits.index.argsort(stable=True)
+    """Sorted by query, distance and target; of every query the first ``k``."""
+    order = hits.target.argsort(stable=True)
     for column in (hits.distance, hits.query):
         order = order[column[order].argsort(stable=True)]
     if k is not None:
@@ -105,7 +105,7 @@ def rank_in_run(x: Tensor) -> Tensor:
 def rows_of_keys(hits: Hits, found: Places, num_queries: int, k: int | None) -> tuple[Tensor, Tensor]:
     """``rowptr`` and ``col`` from hits of places, of which every query has its first ``k`` at least, in any order."""
     query, place, distance = hits
-    count = found.count[place] if k is None else found.count[place].clamp(max=k)
+    count = found.size[place] if k is None else found.size[place].clamp(max=k)
     hit = torch.arange(len(place), device=place.device).repeat_interleave(count)
     within = torch.arange(len(hit), device=hit.device) - (count.cumsum(0) - count)[hit]
     key = found.key[found.start[place[hit]] + within]

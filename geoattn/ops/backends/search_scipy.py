@@ -27,9 +27,10 @@ def knn(points: Points, k: int, limit: float) -> tuple[Tensor, Tensor]:
     while len(queries):
         # One place more than wanted tells whether others are as far as the last; then there may be more of them.
         wanted = min(wanted + 1, tree.n)
-        distance, place = tree.query(
+        answer = tree.query(
             query[queries], np.arange(1, wanted + 1), distance_upper_bound=reach, workers=torch.get_num_threads()
         )
+        distance, place = np.asarray(answer[0]), np.asarray(answer[1])
         tied = distance[:, -1] <= distance[:, min(k, wanted) - 1] * _MARGIN
         tied &= (wanted > k) & (wanted < tree.n) & np.isfinite(distance[:, -1])
         row, column = np.nonzero(np.isfinite(distance) & ~tied[:, None])

@@ -54,12 +54,12 @@ class _Level(NamedTuple):
     high: Tensor  # [nodes, D], -inf
     first_sample: Tensor  # [nodes]
     last_sample: Tensor  # [nodes]
-    count: Tensor  # [nodes]
+    size: Tensor  # [nodes]
 
 
 class _Tree(NamedTuple):
     levels: list[_Level]
-    index: Tensor  # [leaves, LEAF], -1 where there is no point
+    point: Tensor  # [leaves, LEAF], -1 where there is none
     pos: Tensor  # [leaves, LEAF, D], inf
 
 
@@ -114,11 +114,11 @@ def _search(points: Points, k: int | None, limit: float) -> tuple[Tensor, Tensor
 
 
 def _pairs(queries: _Tree, keys: _Tree, k: int | None, limit: float) -> tuple[Tensor, Tensor]:
-    """Leaves of queries and of keys ``[2, pairs]`` that may have neighbors, by the former; how far these can be at most.
+    """Leaves of queries and of keys ``[2, pairs]`` that may have neighbors, sorted by the former.
 
-    The squared distance ``[leaves]`` within which all queries of a leaf have all their neighbors.
+    And the squared distance ``[leaves]`` within which all queries of a leaf have all their neighbors.
     """
-    pair = keys.index.new_zeros(2, 1)
+    pair = keys.point.new_zeros(2, 1)
     bound = keys.pos.new_full((1,), limit)  # per node of queries
     for level in range(max(len(queries.levels), len(keys.levels))):
         if level:
@@ -131,14 +131,14 @@ def _pairs(queries: _Tree, keys: _Tree, k: int | None, limit: float) -> tuple[Te
             pair = torch.stack([of, at])
         q = _Level(*(x[pair[0]] for x in queries.levels[min(level, len(queries.levels) - 1)]))
         n = _Level(*(x[pair[1]] for x in keys.levels[min(level, len(keys.levels) - 1)]))
-        shared = (q.first_sample <= n.last_sample) & (n.first_sample <= q.last_sample) & (q.count > 0) & (n.count > 0)
+        shared = (q.first_sample <= n.last_sample) & (n.first_sample <= q.last_sample) & (q.size > 0) & (n.size > 0)
         zero = torch.zeros_like(q.low)
         nearest = squared_distance(torch.maximum(torch.maximum(n.low - q.high, q.low - n.high), zero), zero)
         kept = shared & (nearest <= bound[pair[0]])
         if k is not None:
             farthest = squared_distance(torch.maximum(n.high - q.low, q.high - n.low), zero)
             alike = (q.first_sample == q.last_sample) & (n.first_sample == n.last_sample) & kept
-            bound = torch.minimum(bound, _kth(pair[0], farthest, n.count.where(alike, 0), k, len(bound)))
+            bound = torch.minimum(bound, _kth(pair[0], farthest, n.size.where(alike, 0), k, len(bound)))
             kept &= nearest <= bound[pair[0]]
         pair = pair[:, kept]
     return pair[:, pair[0].argsort(stable=True)], bound
@@ -184,11 +184,11 @@ def _visits(queries: _Tree, keys: _Tree, pairs: Tensor, bound: Tensor) -> _Visit
     low, high = keys.levels[-1].low[at].unsqueeze(1), keys.levels[-1].high[at].unsqueeze(1)
     zero = torch.zeros_like(q)
     gap = squared_distance(torch.maximum(torch.maximum(low - q, q - high), zero), zero)
-    pair, i = ((gap <= bound[of].unsqueeze(1)) & (queries.index[of] >= 0)).nonzero().unbind(1)
+    pair, i = ((gap <= bound[of].unsqueeze(1)) & (queries.point[of] >= 0)).nonzero().unbind(1)
     gap, slot = gap[pair, i], of[pair] * _LEAF + i
     order = gap.argsort(stable=True)
     order = order[slot[order].argsort(stable=True)]
-    return _Visits(queries.index[of[pair], i], slot, at[pair], gap).at(order)
+    return _Visits(queries.point[of[pair], i], slot, at[pair], gap).at(order)
 
 
 def _all_hits(queries: _Tree, keys: _Tree, visits: _Visits, worst: Tensor) -> Hits:
@@ -197,8 +197,8 @@ def _all_hits(queries: _Tree, keys: _Tree, visits: _Visits, worst: Tensor) -> Hi
     parts = []
     for query, slot, leaf, _ in zip(*(column.split(_CHUNK // _LEAF) for column in visits), strict=True):
         distance = squared_distance(pos[slot].unsqueeze(1), keys.pos[leaf])
-        visit, j = ((distance <= worst[query].unsqueeze(1)) & (keys.index[leaf] >= 0)).nonzero().unbind(1)
-        parts.append(Hits(query[visit], keys.index[leaf[visit], j], distance[visit, j]))
+        visit, j = ((distance <= worst[query].unsqueeze(1)) & (keys.point[leaf] >= 0)).nonzero().unbind(1)
+        parts.append(Hits(query[visit], keys.point[leaf[visit], j], distance[visit, j]))
     return Hits(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

@@ -20,7 +20,7 @@ from geoattn.patterns import Neighbors
 
 # A chunk has at least as many edges, unless it is the last, and less than one row more. On a CPU its tensors stay in
 # cache; on a GPU they must be large enough to be worth the launches.
-EDGES_PER_CHUNK = {"cpu": 4096, "cuda": 1 << 18}
+EDGES_PER_CHUNK = {"cpu": 1 << 13, "cuda": 1 << 18}
 
 
 class Inputs(NamedTuple):

@@ -414,14 +414,18 @@ class Trees final : public Forest {
   class Farthest {
    public:
     Farthest(const Trees& trees, const Tree& tree, const T* pos)
-        : trees_(trees), tree_(tree), pos_(pos), q_(trees.dim()), distance_(tree.leaves() * LEAF) {
-      for (int64_t slot = 0; slot < tree.leaves() * LEAF; ++slot)
-        distance_[slot] = trees.index_[tree.leaf * LEAF + slot] == NOBODY ? -INF : INF;
-      for (int64_t node = 0; node < 2 * tree.leaves(); ++node) best_.push_back({INF, trees.first_[tree.node + node]});
+        : trees_(trees), tree_(tree), pos_(pos), q_(trees.dim()), index_(&trees.index_[tree.leaf * LEAF]),
+          distance_(tree.leaves() * LEAF), slot_(tree.leaves()) {
+      for (size_t slot = 0; slot < distance_.size(); ++slot) distance_[slot] = index_[slot] == NOBODY ? -INF : INF;
+      for (int64_t node = 0; node < 2 * tree.leaves(); ++node) best_.push_back({INF, NOBODY});
     }
 
     void select(int64_t start, int64_t* out, int64_t count) {
+      // All points are infinitely far from nothing; let the first one be the farthest.
       chosen_ = static_cast<int32_t>(start);
+      const int64_t at = std::find(index_, index_ + distance_.size(), chosen_) - index_;
+      slot_[at / LEAF] = static_cast<int32_t>(at % LEAF);
+      for (int64_t node = tree_.leaves() + at / LEAF; node > 0; node /= 2) best_[node].index = chosen_;
       for (int64_t i = 0; i < count; ++i) {
         out[i] = chosen_;
         std::copy_n(pos_ + int64_t{chosen_} * trees_.dim(), trees_.dim(), q_.begin());
@@ -446,29 +450,32 @@ class Trees final : public Forest {
     void enter_leaf(int64_t node) {
       constexpr int LANES = 8;
       const int64_t leaf = node - tree_.leaves();
-      const int32_t* index = &trees_.index_[(tree_.leaf + leaf) * LEAF];
       double* distance = &distance_[leaf * LEAF];
+      Hit& best = best_[node];
       alignas(64) double now[LEAF], most[LANES];
       trees_.to_leaf(q_.data(), tree_.leaf + leaf, now);
-      for (int j = 0; j < LEAF; ++j) {
-        now[j] = now[j] < distance[j] ? now[j] : distance[j];
-        distance[j] = index[j] == chosen_ ? -INF : now[j];
-      }
+      for (int j = 0; j < LEAF; ++j) distance[j] = now[j] < distance[j] ? now[j] : distance[j];
+      if (best.index == chosen_) distance[slot_[leaf]] = -INF;
+      if (best.index != NOBODY && distance[slot_[leaf]] == best.distance) return;  // distances only fall
       std::copy_n(distance, LANES, most);
       for (int j = LANES; j < LEAF; j += LANES)
         for (int i = 0; i < LANES; ++i) most[i] = most[i] < distance[j + i] ? distance[j + i] : most[i];
-      Hit best{*std::max_element(most, most + LANES), NOBODY};
+      best = {*std::max_element(most, most + LANES), NOBODY};
       for (int j = 0; j < LEAF; ++j)
-        if (distance[j] == best.distance) best.index = std::min(best.index, index[j]);
-      best_[node] = best;
+        if (distance[j] == best.distance && index_[leaf * LEAF + j] < best.index) {
+          best.index = index_[leaf * LEAF + j];
+          slot_[leaf] = j;
+        }
     }
 
     const Trees& trees_;
     const Tree& tree_;
     const T* pos_;
     std::vector<double> q_;
+    const int32_t* index_;          // [leaves, LEAF]
     std::vector<double> distance_;  // [leaves, LEAF] to the closest chosen point; -INF for a chosen point and padding
-    std::vector<Hit> best_;         // [nodes] the farthest point
+    std::vector<int32_t> slot_;     // [leaves] where in the leaf its farthest point stands
+    std::vector<Hit> best_;         // [nodes] the farthest point; NOBODY at first
     int32_t chosen_ = NOBODY;
   };
 

@@ -498,7 +498,10 @@ struct Attention {
             if (h % per_group == 0) prefetch(tile.next_second, tile.next, value_offset, C);
 
             const A peak = std::max(highest(score), top[h]);
-            if (peak == -INFINITY) continue;
+            if (peak == -INFINITY) {  // hidden, every one of them, or NaN
+              if (std::isnan(total_of(score))) total[h] = NAN;
+              continue;
+            }
             A* sum = out.data() + h * C;
             if (peak > top[h]) {
               if (total[h] != 0) {
