@@ -23,12 +23,12 @@ from benchmarks.graphs import random_points
 from benchmarks.harness import BOTH, FORWARD, Job, Options, Timings, Variant, main, milliseconds, save, spread, table
 from geoattn import Neighbors, attend
 from geoattn.geometry.body import BodyModel
-from geoattn.geometry.curves import hilbert, z_order
+from geoattn.geometry.curves import hilbert
 from geoattn.ops.backends.choose import backend
 
 HEADS, CHANNELS = 4, 32
 GIVEN, SHUFFLED = "as given", "shuffled"
-ORDERS = {"Hilbert": "renumber by Hilbert", "Z-order": "renumber by Z-order", "graph": "renumber by graph"}
+RENUMBERING = {"Z-order": "renumber by Z-order", "Hilbert": "renumber by Hilbert", "graph": "renumber by graph"}
 
 
 def cloud(size: int) -> tuple[Tensor, Neighbors]:
@@ -38,7 +38,7 @@ def cloud(size: int) -> tuple[Tensor, Neighbors]:
 
 
 def mesh(size: int) -> tuple[Tensor, Neighbors]:
-    """Vertices of a body, at most ``size`` if it has so few, each with its ring and itself.
+    """Vertices of a body, at most ``size`` but not fewer than the template has, each with its ring and itself.
 
     The order is an artist's and a modeller's: the vertices of the template, and then what each round of subdivision
     added to them.
@@ -50,24 +50,25 @@ def mesh(size: int) -> tuple[Tensor, Neighbors]:
     return torch.from_numpy(pos), Neighbors.from_mesh(torch.from_numpy(face).T.long(), num_nodes=len(pos))
 
 
-def along(curve: Callable[[Tensor], Tensor], pos: Tensor) -> Tensor:
-    """The points' order along a curve."""
-    return curve(pos).argsort(stable=True)
-
-
 def case(build: Callable[[int], tuple[Tensor, Neighbors]], name: str, job: Job) -> Mapping[str, Callable[[], Variant]]:
-    """Attention in every order, and making the orders."""
+    """Attention in every order, and renumbering itself."""
     pos, pattern = build(job.size)
     pos, pattern = pos.to(job.device), pattern.to(job.device)
     count = pos.size(0)
-    make: dict[str, Callable[[], Tensor]] = {
-        "Hilbert": partial(along, hilbert, pos),
-        "Z-order": partial(along, z_order, pos),
-        "graph": lambda: pattern.reorder()[1],
+
+    def permuted(order: Tensor) -> tuple[Neighbors, Tensor]:
+        return pattern.permute(order), order
+
+    orders: dict[str, Callable[[], tuple[Neighbors, Tensor]]] = {
+        GIVEN: lambda: permuted(torch.arange(count, device=job.device)),
+        SHUFFLED: lambda: permuted(torch.randperm(count, device=job.device)),
+        "Z-order": lambda: pattern.reorder(pos),
+        "Hilbert": lambda: permuted(hilbert(pos).argsort(stable=True)),
+        "graph": pattern.reorder,
     }
 
-    def attention(order: Tensor) -> Variant:
-        moved = pattern.permute(order)
+    def attention(order: str) -> Variant:
+        moved, _ = orders[order]()
         _ = moved.row, moved.transpose
         inputs = torch.randn(3, count, HEADS, CHANNELS, device=job.device).unbind()
         query, key, value = (x.requires_grad_() for x in inputs)
@@ -78,21 +79,18 @@ def case(build: Callable[[int], tuple[Tensor, Neighbors]], name: str, job: Job) 
 
         return Variant(forward, (query, key, value), torch.randn(count, HEADS, CHANNELS, device=job.device), same=False)
 
-    def renumbering(order: Callable[[], Tensor]) -> Variant:
+    def renumbering(order: str) -> Variant:
         x = torch.randn(count, HEADS * CHANNELS, device=job.device)
 
         def forward() -> Tensor:
-            made = order()
-            pattern.permute(made)
+            _, made = orders[order]()
             return torch.empty_like(x).index_copy(0, made, x[made])
 
         return Variant(forward, same=False)
 
     return {
-        GIVEN: lambda: attention(torch.arange(count, device=job.device)),
-        SHUFFLED: lambda: attention(torch.randperm(count, device=job.device)),
-        **{order: lambda order=order: attention(make[order]()) for order in ORDERS},
-        **{title: lambda order=order: renumbering(make[order]) for order, title in ORDERS.items()},
+        **{order: partial(attention, order) for order in orders},
+        **{title: partial(renumbering, order) for order, title in RENUMBERING.items()},
     }
 
 
@@ -108,8 +106,8 @@ CASES = {
 def rows(title: list[str], timings: Timings) -> list[list[str]]:
     """Of the table: one per order."""
     lines = []
-    for order in (GIVEN, SHUFFLED, *ORDERS):
-        cost = timings.seconds(ORDERS.get(order, ""), FORWARD)
+    for order in (GIVEN, SHUFFLED, *RENUMBERING):
+        cost = timings.seconds(RENUMBERING.get(order, ""), FORWARD)
         line = [*title, order]
         for direction in (FORWARD, BOTH):
             line.append(milliseconds(timings.seconds(order, direction)))
@@ -123,15 +121,17 @@ def rows(title: list[str], timings: Timings) -> list[list[str]]:
 def pays_after(timings: Timings, order: str, direction: str) -> str:
     """How many layers it takes to make up for the renumbering."""
     given, moved = timings.seconds(GIVEN, direction), timings.seconds(order, direction)
+    if len(given) != len(moved):
+        return "-"  # some did not run
     saved = statistics.median(a - b for a, b in zip(given, moved, strict=True))
-    cost = statistics.median(timings.seconds(ORDERS[order], FORWARD))
+    cost = statistics.median(timings.seconds(RENUMBERING[order], FORWARD))
     return str(math.ceil(cost / saved)) if saved > 0 else "never"
 
 
 def report(options: Options) -> None:
     """Measure and write the table."""
-    sizes = (1_000,) if options.quick else (1_000, 10_000, 100_000)
-    header = ["graph", "N", "backend", "order", FORWARD, "gain", BOTH, "gain", "renumbering"]
+    sizes = (1_000,) if options.quick else (1_000, 15_000, 100_000)
+    header = ["graph", "N (at most)", "backend", "order", FORWARD, "gain", BOTH, "gain", "renumbering"]
     header += ["pays after (forward)", "pays after (both)"]
     sections = []
     for regime in options.regimes:
