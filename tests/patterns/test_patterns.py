@@ -196,8 +196,7 @@ def test_heads_with_their_own_patterns(edges, seed):
     query = torch.randn(6, heads, 4, generator=generator)
     key, value = torch.randn(2, 7, heads, 4, generator=generator)
     biases = [torch.randn(len(e), 1, generator=generator) for e in edges]
-    flat = [x.reshape(-1, 1, 4) for x in (query, key, value)]
-    out = attend(*flat, joined, joined.reorder_edges(torch.cat(biases))).view(6, heads, 4)
+    out = attend(query, key, value, joined, joined.reorder_edges(torch.cat(biases)))
     for h, (pattern, bias) in enumerate(zip(patterns, biases, strict=True)):
         alone = attend(query[:, h : h + 1], key[:, h : h + 1], value[:, h : h + 1], pattern, bias)
         torch.testing.assert_close(out[:, h : h + 1], alone)
