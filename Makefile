@@ -13,7 +13,7 @@ demo: .venv/installed-viz
 test: .venv/installed-$(EXTRAS)
 	.venv/bin/python -m pytest
 
-# About 25 minutes on two quiet cores; `make bench ARGS=--quick` shows in two minutes that everything runs.
+# About half an hour on two quiet cores; `make bench ARGS=--quick` shows in two minutes that everything runs.
 bench: .venv/installed-$(EXTRAS)
 	status=0; for name in $(BENCHMARKS); do \
 		.venv/bin/python -m benchmarks.$$name $(ARGS) || status=1; \
@@ -24,7 +24,7 @@ lint: .venv/installed-$(EXTRAS)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-.venv/installed-%: pyproject.toml constraints.txt
+.venv/installed-%: pyproject.toml constraints.txt setup.py $(wildcard geoattn/ops/backends/csrc/*)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt -e '.[$*]'
 	touch $@

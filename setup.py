@@ -9,11 +9,13 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path("geoattn/ops/backends/csrc")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-# attend.cpp is compiled once per instruction set; which one runs is decided when the library is loaded.
+# simd_*.cpp are compiled once per instruction set; which one runs is decided when the library is loaded.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]
 INSTRUCTION_SETS = {
     "base": [],
     # From the lowest up: where two objects hold the same inline function, the linker takes the first.
-    **({"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]} if X86 else {}),
+    **({"avx2": AVX2, "avx512": AVX512} if X86 else {}),
 }
 
 
@@ -55,4 +57,5 @@ setup(
     if sys.platform != "win32"
     else [],
     cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the library holds no Python: one wheel serves every version
 )

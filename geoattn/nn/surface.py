@@ -74,7 +74,10 @@ class SurfaceAttention(nn.Module):
         key = torch.cat([key, place.expand(-1, self.heads, -1)], -1)
         value = torch.cat([value, torch.cat([p, n], -1).expand(-1, self.heads, -1)], -1)
 
-        found = attend(query, key, value, pattern, scale=1.0)
+        # Squares of positions cancel in these products: half precision would leave nothing of distances.
+        query, key, value = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (query, key, value))
+        with torch.autocast(x.device.type, enabled=False):
+            found = attend(query, key, value, pattern, scale=1.0)
         found, mean_p, mean_n = found.split([found.size(-1) - 6, 3, 3], -1)
         offset = (mean_p - p) / self.reach
         directions = torch.stack([_length(offset), (offset * n).sum(-1), _length(mean_n), (mean_n * n).sum(-1)], -1)

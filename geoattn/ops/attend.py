@@ -266,9 +266,7 @@ def _check_edges(
         if term is None:
             continue
         if term.dim() != 3 or term.size(0) != edges or term.size(2) != last or heads % max(term.size(1), 1):
-            raise ValueError(
-                f"expected {name} [{edges}, G', {last}] with G' dividing {heads}, got {tuple(term.shape)}"
-            )
+            raise ValueError(f"expected {name} [{edges}, G', {last}] with G' dividing {heads}, got {tuple(term.shape)}")
         if term.dtype != key.dtype:
             raise ValueError(f"{name} must have the type of key, {key.dtype}, got {term.dtype}")
     if att is not None and att.shape != (heads, key.size(2)):

@@ -1,8 +1,10 @@
 """Every backend of `attend` against the reference: scores, types, edge cases, derivatives, compilation, memory."""
 
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 import geoattn
 from geoattn import Neighbors, attend
-from geoattn.ops.backends import cpu, fused
+from geoattn.ops.backends import cpu, fused, philox
 
 AVAILABLE = [name for name, state in geoattn.backends().items() if state == "available" and name != "reference"]
 # Those with a backward pass of their own.
@@ -110,7 +112,9 @@ def test_equals_the_reference(name, score, dtype):
         pattern = random_pattern(dtype=index)
         arguments = problem(pattern, score, 4, groups, dim, width, dtype, shared=shared)
         expected = run("reference", pattern, exact(arguments))
-        expected = {n: x.to(torch.promote_types(dtype, torch.float32) if n == "lse" else dtype) for n, x in expected.items()}
+        expected = {
+            n: x.to(torch.promote_types(dtype, torch.float32) if n == "lse" else dtype) for n, x in expected.items()
+        }
         assert_same(run(name, pattern, arguments), expected, dtype)
 
 
@@ -119,7 +123,9 @@ def patterns(draw):
     """Empty rows, duplicate edges, no edges, one node, rows longer than a tile of 16 edges."""
     queries, keys = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     count = draw(st.sampled_from([0, 1, 5, 20, 90]))
-    return random_pattern(queries, keys, count, draw(st.sampled_from([torch.int32, torch.int64])), draw(st.integers(0, 99)))
+    return random_pattern(
+        queries, keys, count, draw(st.sampled_from([torch.int32, torch.int64])), draw(st.integers(0, 99))
+    )
 
 
 @settings(max_examples=40)
@@ -144,8 +150,6 @@ def test_dropout_drops_the_same_edges_everywhere(name):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_share_it_should_in_every_head(rate):
-    from geoattn.ops.backends import philox
-
     kept = philox.keep(torch.arange(40_000), 6, rate, 1234567890123456789)
     torch.testing.assert_close(kept.double().mean(0), torch.full((6,), 1 - rate).double(), atol=0.01, rtol=0)
     pairs = torch.corrcoef(kept.double().T) - torch.eye(6)
@@ -156,8 +160,6 @@ def test_dropout_keeps_the_share_it_should_in_every_head(rate):
 
 def test_philox_gives_the_published_words():
     """The known answers of Random123's kat_vectors for philox4x32-10, at counter 0 and key 0."""
-    from geoattn.ops.backends import philox
-
     words = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     for word, expected in enumerate(words):
         for rate, kept in ((expected / 2**32, True), ((expected + 1) / 2**32, False)):
@@ -340,10 +342,8 @@ def test_every_instruction_set(capability):
         "for dtype in t.TOLERANCE:\n"
         "    for score in t.SCORES: t.test_equals_the_reference('cpu', score, dtype)\n"
     )
-    env = {"ATEN_CPU_CAPABILITY": capability}
-    import os
-
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **env}, cwd=os.getcwd())
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=Path(__file__).parents[2])
 
 
 def test_loading_the_kernels_leaves_denormals_alone():
@@ -478,9 +478,11 @@ def test_choosing_a_backend():
     states = geoattn.backends()
     assert list(states) == ["triton", "cpu", "torch", "torch_scatter", "reference"]
     assert states["torch"] == states["reference"] == "available"
-    with pytest.raises(ValueError, match="must be one of triton, cpu, torch, torch_scatter, reference, got 'gpu'"):
-        with geoattn.backend("gpu"):
-            pass
+    with (
+        pytest.raises(ValueError, match="must be one of triton, cpu, torch, torch_scatter, reference, got 'gpu'"),
+        geoattn.backend("gpu"),
+    ):
+        pass
     pattern = random_pattern()
     arguments = problem(pattern)
     for name, state in states.items():
@@ -491,5 +493,3 @@ def test_choosing_a_backend():
         with geoattn.backend("torch"):
             assert "GeneratedBackwardFor_geoattn_attend" in type(attend(pattern=pattern, **arguments).grad_fn).__name__
         assert "geoattn" not in type(attend(pattern=pattern, **arguments).grad_fn).__name__
-
-

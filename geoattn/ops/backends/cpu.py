@@ -1,7 +1,7 @@
 """The compiled kernels for CPUs: finding them, and attention through them.
 
-They are built by ``pip install`` where there is a compiler and are absent where there is none. The library has a plain C
-interface and knows nothing of torch, so one build serves every version; it runs on torch's own threads.
+They are built by ``pip install`` where there is a compiler and are absent where there is none. The library has a plain
+C interface and knows nothing of torch, so one build serves every version; it runs on torch's own threads.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> tuple[_Call, list[Tenso
         scale=problem.scale,
         negative_slope=problem.negative_slope,
         dropout=problem.dropout,
-        seed=int(problem.seed),
+        seed=0 if problem.seed is None else int(problem.seed),
         out=out.data_ptr(),
         lse=lse.data_ptr(),
         dtype=_DTYPES.index(query.dtype),

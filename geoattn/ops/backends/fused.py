@@ -1,4 +1,4 @@
-"""`attend` over `Neighbors` as an operator of torch: autograd, `torch.compile`, `torch.export` and autocast see one node.
+"""`attend` over `Neighbors` as an operator of torch: autograd, `torch.compile`, `torch.export`, autocast see one node.
 
 It keeps its inputs, its output and the log-sum-exp for the backward pass, and nothing per edge. A backward pass that is
 to be differentiated again runs the reference formulas instead, which are right to any order.
@@ -21,30 +21,18 @@ OWN_GRADIENTS = ("torch", "cpu", "triton", None)
 _NAMES = Gradients._fields
 
 
-@torch.library.custom_op("geoattn::attend", mutates_args=())
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    bias: Tensor | None,
-    log_weight: Tensor | None,
-    edge_key: Tensor | None,
-    edge_value: Tensor | None,
-    att: Tensor | None,
-    scale: float,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    transpose: Sequence[Tensor],
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    """Arguments as the fields of `Problem`; ``transpose`` as `Transpose`, or empty where no gradient needs it."""
-    problem = Problem(
-        query, key, value, rowptr, col, bias, log_weight, edge_key, edge_value, att, scale, negative_slope, dropout,
-        _number(seed),
-    )  # fmt: skip
+# The fields of `Problem`, the tensors of `Transpose` (none where no gradient needs them), and the backend.
+_ARGUMENTS = """
+    Tensor query, Tensor key, Tensor value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
+    Tensor? edge_key, Tensor? edge_value, Tensor? att, float scale, float negative_slope, float dropout, Tensor? seed,
+    Tensor[] transpose, str? backend
+"""
+
+
+@torch.library.custom_op("geoattn::attend", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+def attend(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Output ``[N, H, C]`` and log-sum-exp ``[N, H]``."""
+    problem, _, backend = _read(arguments)
     found: tuple[Tensor, Tensor] = choose(problem, backend).forward(problem)
     return found
 
@@ -55,64 +43,32 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tenso
     return query.new_empty(*query.shape[:2], value.size(2)), query.new_empty(query.shape[:2], dtype=lse_dtype)
 
 
-@torch.library.custom_op("geoattn::attend_backward", mutates_args=())
-def attend_backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    bias: Tensor | None,
-    log_weight: Tensor | None,
-    edge_key: Tensor | None,
-    edge_value: Tensor | None,
-    att: Tensor | None,
-    scale: float,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    transpose: Sequence[Tensor],
-    backend: str | None,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+@torch.library.custom_op(
+    "geoattn::attend_backward",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, bool[] needs) -> Tensor[]",
+)
+def attend_backward(*arguments: Any) -> list[Tensor]:
     """Gradients in the order of `Gradients`, empty where ``needs`` is False."""
-    problem = Problem(
-        query, key, value, rowptr, col, bias, log_weight, edge_key, edge_value, att, scale, negative_slope, dropout,
-        _number(seed),
-    )  # fmt: skip
+    *arguments_, out, lse, grad_out, grad_lse, needs = arguments
+    problem, transpose, backend = _read(arguments_)
     names = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
-    columns = Transpose(*transpose) if transpose else None
-    grads = choose(problem, backend).backward(problem, columns, out, lse, grad_out, grad_lse, names)
-    return [query.new_empty(0) if grad is None else grad for grad in grads]
+    grads = choose(problem, backend).backward(problem, transpose, out, lse, grad_out, grad_lse, names)
+    return [out.new_empty(0) if grad is None else grad for grad in grads]
 
 
 @attend_backward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    bias: Tensor | None,
-    log_weight: Tensor | None,
-    edge_key: Tensor | None,
-    edge_value: Tensor | None,
-    att: Tensor | None,
-    *rest: Any,
-) -> list[Tensor]:
-    inputs = (query, key, value, bias, log_weight, edge_key, edge_value, att)
+def _(*arguments: Any) -> list[Tensor]:
+    inputs, needs = arguments[:3] + arguments[5:10], arguments[-1]
     return [
-        x.new_empty(x.shape) if needed and x is not None else query.new_empty(0)
-        for x, needed in zip(inputs, rest[-1], strict=True)
+        x.new_empty(x.shape) if needed else arguments[0].new_empty(0) for x, needed in zip(inputs, needs, strict=True)
     ]
 
 
-def _number(seed: Tensor | None) -> int:
-    return 0 if seed is None else int(seed)
+def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | None]:
+    *fields, seed, transpose, backend = arguments
+    problem = Problem._make([*fields, None if seed is None else int(seed), 0])
+    return problem, Transpose(*transpose) if transpose else None, backend
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -124,7 +80,6 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
     *saved, out, lse = ctx.saved_tensors
     tensors, seed, transpose = saved[:10], saved[10], saved[11:]
-    query, key, value, rowptr, col, *terms = tensors
     needs = ctx.needs_input_grad[:3] + ctx.needs_input_grad[5:10]
     if torch.is_grad_enabled():
         grads = _differentiable(tensors, ctx.settings, seed, needs, grad_out, grad_lse)
@@ -149,7 +104,7 @@ def _differentiable(
     places = [place for place, needed in zip((0, 1, 2, 5, 6, 7, 8, 9), needs, strict=True) if needed]
     for place in places:
         tensors[place] = tensors[place].view_as(tensors[place])  # where this backward pass ends
-    out, lse = reference.forward(Problem(*tensors, *settings, 0 if seed is None else seed))
+    out, lse = reference.forward(Problem._make([*tensors, *settings, seed, 0]))
     outputs, upstream = [out], [grad_out]
     if grad_lse is not None:
         outputs, upstream = [out, lse], [grad_out, grad_lse]

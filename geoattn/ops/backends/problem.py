@@ -16,13 +16,12 @@ class Problem(NamedTuple):
     :math:`v = value_j + edge\_value_e`, the score of edge ``e`` is ``scale * (query_i . k)``, or
     ``sum_d att_d * leaky_relu(query_id + k_d)`` where ``att`` is given, plus ``bias_e`` plus ``log_weight_j``.
 
-    ``T`` is the type of the inputs; ``A`` is the type sums are made in: float64 for float64, else float32. The last
-    dimension of every tensor has stride 1; bias, log_weight, att, edge_key and edge_value are contiguous; query, key and
-    value may have any stride along nodes and heads.
+    ``T`` is the type of the inputs; ``A`` is the type sums are made in: float64 for float64, else float32. Tensors
+    may have any strides.
 
     Dropout keeps edge ``e + first_edge`` in head ``h`` where word ``h % 4`` of Philox4x32-10 at counter
-    ``((e + first_edge) mod 2^32, (e + first_edge) >> 32, h // 4, 0)`` with key ``(seed mod 2^32, seed >> 32)`` is at least
-    ``floor(dropout * 2^32)``, and multiplies what it keeps by ``1 / (1 - dropout)``.
+    ``((e + first_edge) mod 2^32, (e + first_edge) >> 32, h // 4, 0)`` with key ``(seed mod 2^32, seed >> 32)`` is at
+    least ``floor(dropout * 2^32)``, and multiplies what it keeps by ``1 / (1 - dropout)``.
     """
 
     query: Tensor  # [N, H, D] T

@@ -17,6 +17,12 @@
 #define GEOATTN_NAMESPACE GEOATTN_PASTE(geoattn_, GEOATTN_ISA)
 #define GEOATTN_EXPORT(name) \
   extern "C" __attribute__((visibility("default"))) int GEOATTN_PASTE(name##_, GEOATTN_ISA)
+// GCC before 12 knows the older builtin only.
+#if defined(__clang__) || __GNUC__ >= 12
+#define GEOATTN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define GEOATTN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a == b){__VA_ARGS__})
+#endif
 #define INLINE inline __attribute__((always_inline))
 
 namespace GEOATTN_NAMESPACE {
@@ -45,7 +51,41 @@ struct bf16 {
     return x;
   }
 };
-using f16 = _Float16;
+struct f16 {
+  uint16_t bits;
+  f16() = default;
+  // Rounds to nearest even; what is too large becomes infinite.
+  explicit f16(float x) {
+    uint32_t u;
+    std::memcpy(&u, &x, 4);
+    const uint32_t sign = (u >> 16) & 0x8000, size = u & 0x7fffffff;
+    if (size > 0x7f800000) {
+      bits = static_cast<uint16_t>(sign | 0x7e00);
+    } else if (size >= 0x477ff000) {
+      bits = static_cast<uint16_t>(sign | 0x7c00);
+    } else if (size < 0x38800000) {  // denormal: adding 0.5 shifts the bits that stay into place, and rounds
+      float shifted;
+      std::memcpy(&shifted, &size, 4);
+      shifted += 0.5f;
+      std::memcpy(&u, &shifted, 4);
+      bits = static_cast<uint16_t>(sign | (u - 0x3f000000));
+    } else {
+      bits = static_cast<uint16_t>(sign | ((size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13));
+    }
+  }
+  explicit operator float() const {
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, size = bits & 0x7fff;
+    uint32_t u = size >= 0x7c00 ? (size << 13) + 0x70000000 : (size << 13) + 0x38000000;
+    float x;
+    if (size < 0x400) {  // zero or denormal
+      x = static_cast<float>(size) * 5.9604644775390625e-8f;
+      std::memcpy(&u, &x, 4);
+    }
+    u |= sign;
+    std::memcpy(&x, &u, 4);
+    return x;
+  }
+};
 
 // The type sums are made in.
 template <class T>
@@ -170,8 +210,8 @@ INLINE void store_part(T* p, Vec<Sum<T>> x, int n) {
 template <int S, class V, int... L>
 INLINE V fold_(V a, V b, std::integer_sequence<int, L...>) {
   constexpr int W = sizeof...(L);
-  const V own = __builtin_shufflevector(a, b, ((L & S) ? W + L : L)...);
-  const V across = __builtin_shufflevector(a, b, ((L & S) ? W + (L ^ S) : (L ^ S))...);
+  const V own = GEOATTN_SHUFFLE(a, b, ((L & S) ? W + L : L)...);
+  const V across = GEOATTN_SHUFFLE(a, b, ((L & S) ? W + (L ^ S) : (L ^ S))...);
   return own + across;
 }
 template <int S, class A>
@@ -205,7 +245,7 @@ INLINE A sum_lanes(Vec<A> x) {
 }
 template <int S, class V, int... L>
 INLINE V swap_(V x, std::integer_sequence<int, L...>) {
-  return __builtin_shufflevector(x, x, (L ^ S)...);
+  return GEOATTN_SHUFFLE(x, x, (L ^ S)...);
 }
 template <int S, class A>
 INLINE A max_lanes(Vec<A> x) {
