@@ -11,6 +11,7 @@ from geoattn.ops.segment import (
     segment_softmax,
     segment_sum,
 )
+from geoattn.ops.vector import vector_attend
 
 __all__ = [
     "VoxelPool",
@@ -25,5 +26,6 @@ __all__ = [
     "segment_min",
     "segment_softmax",
     "segment_sum",
+    "vector_attend",
     "voxel_pool",
 ]

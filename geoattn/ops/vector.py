@@ -36,13 +36,15 @@ def vector_attend(
     eq. 3, with the signs of PyG's ``PointTransformerConv``. A query without keys gives zeros. Half types are
     accumulated in float32. Differentiable any number of times.
 
-    Nothing per edge is kept for the backward pass, which runs the networks again, on some thousand edges at a time;
-    the same input gives the same bits, run after run. So the networks must be modules that take every edge by itself.
-    Those that do not (batch normalization in training mode, ...), that draw random numbers (dropout in training mode),
-    that change their buffers, or that are not modules are found out by trying them on four edges; the plain formulas
-    then run, which give the right numbers but keep every edge. So they do with ``dropout``, and while compiling or
-    exporting. Chains of linear layers and ReLU, ``nn.Sequential`` or PyG's ``MLP``, are fastest on CPUs: they run
-    inside the compiled kernels.
+    Nothing per edge is kept for the backward pass, which runs the networks again, on some thousand edges at a time. So
+    the networks must be modules that take every edge by itself. Those that do not (batch normalization in training
+    mode, ...), that draw random numbers (dropout in training mode), that change their buffers, or that are not modules
+    are found out by trying them on four edges; the plain formulas then run, which give the right numbers but keep every
+    edge. So they do with ``dropout``, and while compiling or exporting.
+
+    Chains of linear layers and ReLU, ``nn.Sequential`` or PyG's ``MLP``, are fastest on CPUs: they run inside the
+    compiled kernels. The same input gives the same bits, run after run; for such chains on a CPU also for any number of
+    threads, for others as far as torch's own products do.
 
     Args:
         query: ``[N, C]``.
