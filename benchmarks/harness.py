@@ -151,8 +151,9 @@ def _build(job: Job, case: Case) -> dict[str, Callable[[], Variant]]:
 def _measure_times(job: Job, case: Case) -> dict[str, object]:
     variants, failed = _working(_build(job, case))
     todo = [(name, direction) for name, variant in variants.items() for direction in variant.directions]
-    for name, direction in todo:  # a second time: after the first pass the heap still grows
-        variants[name].run(direction)
+    if job.regime != "stock":
+        for name, direction in todo:  # a second time: after the first pass the heap still grows
+            variants[name].run(direction)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     shuffle = random.Random(job.seed).shuffle
     gc.collect()

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from geoattn import Neighbors, attend
-from geoattn.ops.backends.choose import BACKENDS, backend
+from geoattn import Neighbors, attend, backend, backends
 from geoattn.ops.vector import vector_attend
 
 _BY_DEVICE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
@@ -20,7 +19,7 @@ def fast_backends(device: str) -> list[str]:
 
 def available(name: str) -> bool:
     """Whether a backend can run here."""
-    return BACKENDS[name].unavailable() is None
+    return backends()[name] == "available"
 
 
 def attend_on(name: str, pattern: Neighbors, **settings: float) -> Callable[..., Tensor]:
