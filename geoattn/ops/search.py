@@ -135,13 +135,14 @@ def checked_pos(name: str, pos: Tensor) -> Tensor:
         raise ValueError(f"expected {name} [N, D] with D at least 1, got {tuple(pos.shape)}")
     if pos.size(0) >= 2**31 - 1:
         raise ValueError(f"{name} has {pos.size(0)} points; at most {2**31 - 2} can be searched")
-    if not bool(torch.isfinite(pos).all()):
+    pos = pos.detach()
+    highest = max(map(abs, map(float, pos.aminmax()))) if pos.numel() else 0.0  # NaN if there is one
+    if not math.isfinite(highest):
         raise ValueError(f"{name} has NaN or infinite coordinates")
-    half = pos.dtype in (torch.float16, torch.bfloat16)
-    pos = pos.detach().to(torch.float32 if half or pos.dtype == torch.float32 else torch.float64).contiguous()
-    if pos.dtype == torch.float64 and bool((pos.abs() > 1e150).any()):
+    if highest > 1e150:
         raise ValueError(f"{name} has coordinates beyond 1e150, whose squares are more than float64 can hold")
-    return pos
+    half = pos.dtype in (torch.float16, torch.bfloat16)
+    return pos.to(torch.float32 if half or pos.dtype == torch.float32 else torch.float64).contiguous()
 
 
 def samples(name: str, batch: Tensor | None, pos: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ DEGENERATE = ["one place", "a line", "clusters", "a far point", "a lattice", "th
 def test_no_arrangement_is_quadratic(implementation, name):
     """It would take minutes."""
     pos = degenerate(name, 10_000 if implementation is search_torch else 20_000)
-    rowptr, col = knn(pos, 8)
+    _, col = knn(pos, 8)
     some = torch.arange(0, len(pos), 997)
     expected = [[i for _, i in row[:8]] for row in sorted_keys(pos, pos[some])]
     assert col.view(-1, 8)[some].tolist() == expected
