@@ -71,7 +71,7 @@ def chain(network: nn.Module | None) -> list[Linear] | None:
     """The layers of a network that is a chain of linear layers and ReLU; None if it is anything else."""
     layers: list[Linear] = []
     for module in [] if network is None else _leaves(network):
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        if _hooked(module):
             return None
         if type(module) in (nn.Linear, PyGLinear):
             layers.append(Linear(module.weight, module.bias, False))
@@ -82,22 +82,22 @@ def chain(network: nn.Module | None) -> list[Linear] | None:
     return layers
 
 
-def _leaves(network: nn.Module) -> list[nn.Module]:
-    """The modules that run one after the other."""
-    if type(network) is nn.Sequential and not (network._forward_hooks or network._forward_pre_hooks):
+def _leaves(network: Any) -> list[Any]:
+    """The modules that run one after the other; the network itself where that is not known."""
+    if type(network) is nn.Sequential and not _hooked(network):
         return [leaf for module in network for leaf in _leaves(module)]
-    if type(network) is MLP and not (network._forward_hooks or network._forward_pre_hooks):
-        leaves: list[nn.Module] = []
-        for layer, norm, dropout in zip(network.lins, network.norms, network.dropout, strict=False):
-            middle = [norm, network.act] if not network.act_first else [network.act, norm]
-            leaves += [
-                layer,
-                *(m for m in middle if m is not None),
-                nn.Dropout(dropout).train(network.training and dropout > 0),
-            ]
-        last = network.dropout[-1] if network.training else 0.0
-        return [*leaves, network.lins[-1], nn.Dropout(last).train(last > 0)] if network.plain_last else leaves
+    if type(network) is MLP and not _hooked(network) and not (network.training and any(network.dropout)):
+        leaves = []
+        for layer, norm in zip(network.lins, network.norms, strict=False):
+            leaves += [layer, network.act, norm] if network.act_first else [layer, norm, network.act]
+        leaves += network.lins[-1:] if network.plain_last else []
+        return [leaf for leaf in leaves if leaf is not None]
     return [network]
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks)
 
 
 def takes(

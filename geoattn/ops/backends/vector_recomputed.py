@@ -135,7 +135,7 @@ def _differentiable(
     def body() -> Tensor:
         device, dtype, enabled = plan.autocast
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
-            return vector_reference.forward(*ends[:5], plan.pattern, networks.pos_nn, networks.attn_nn, 0.0)
+            return vector_reference.forward(*Inputs(*ends[:5]), plan.pattern, networks.pos_nn, networks.attn_nn, 0.0)
 
     out = functional_call(networks, dict(zip(plan.names, ends[5:], strict=True)), (body,))
     wanted = [x for x, needed in zip(ends, needs, strict=True) if needed]
@@ -231,8 +231,8 @@ def _backward(
         if of_offset is not None:
             kernels.collect_positions(rows, of_offset, of_position, of_key_position)
 
-    found = iter(of_parameters)
-    return [*grads, *[next(found) if x.requires_grad else None for x in state]]
+    rest = iter(of_parameters)
+    return [*grads, *[next(rest) if x.requires_grad else None for x in state]]
 
 
 def _per_score(of_channels: Tensor, score: Tensor) -> Tensor:
@@ -253,6 +253,8 @@ def separable(network: Module, x: Tensor) -> bool:
     device = x.device
     if any(torch.nn.parameter.is_lazy(p) for p in network.parameters()):
         return False
+    if vector_cpu.chain(network) is not None:
+        return True
     if any(p.device != device for p in network.parameters()):
         return False
     edges = torch.arange(4 * x.size(1), device=device, dtype=torch.float32).mul(1.7).sin().view(4, -1).to(x.dtype)
