@@ -62,7 +62,7 @@ class Variant:
         inputs: What gradients are asked for; none: only the forward pass is timed.
         grad: Gradient of the output, an input like the others.
         same: Whether outputs and gradients must equal those of the case's first variant.
-        tolerance: How far they may be from them, relative to the largest entry.
+        tolerance: Norm of the difference over the norm.
     """
 
     forward: Callable[[], Tensor]
@@ -193,13 +193,13 @@ def _checked(variant: Variant, yardstick: dict[str, list[Tensor]]) -> Variant:
 
 
 def _check_agreement(result: Sequence[Tensor], yardstick: Sequence[Tensor], tolerance: float) -> None:
-    largest = max(x.abs().max() for x in yardstick)
+    largest = max(x.norm() for x in yardstick)
     for expected, got in zip(yardstick, result, strict=True):
         # Some gradients are zero but for rounding, such as that of a bias that softmax cancels.
-        scale = torch.maximum(expected.abs().max(), largest * 1e-2)
-        error = (got - expected).abs().max() / scale
+        scale = torch.maximum(expected.norm(), largest * 1e-2)
+        error = (got - expected).norm() / scale
         if not error <= tolerance:
-            raise AssertionError(f"differs from the first variant by {error:.1e}")
+            raise AssertionError(f"differs from the first variant by {error:.1e} of its norm")
 
 
 def _time(variant: Variant, direction: str, device: str) -> float:
