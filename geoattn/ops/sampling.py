@@ -17,6 +17,7 @@ from geoattn.ops.segment import segment_max, segment_mean, segment_min, segment_
 _REDUCE = {"mean": segment_mean, "max": segment_max, "min": segment_min, "sum": segment_sum}
 
 
+@torch.compiler.disable  # a loop over choices, and fused arithmetic would round otherwise
 def farthest_point_sample(
     pos: Tensor,
     num_samples: int | None = None,

@@ -12,6 +12,7 @@ from geoattn.ops.backends import cpu, search_cpu, search_scipy, search_torch
 from geoattn.ops.backends.points import Points
 
 
+@torch.compiler.disable  # sizes depend on the data, and fused arithmetic would round otherwise
 def knn(
     pos: Tensor,
     k: int,
@@ -46,6 +47,7 @@ def knn(
     return _implementation(points.key).knn(points, k, math.inf)
 
 
+@torch.compiler.disable
 def radius(
     pos: Tensor,
     r: float,

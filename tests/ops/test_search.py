@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geoattn.ops import knn, radius, search
+from geoattn.ops import farthest_point_sample, knn, radius, search
 from geoattn.ops.backends import cpu, search_cpu, search_scipy, search_torch
 
 IMPLEMENTATIONS = [search_scipy, search_torch] + ([search_cpu] if cpu.library() is not None else [])
@@ -162,6 +162,15 @@ def test_results_do_not_depend_on_the_number_of_threads():
 def test_half_types_are_searched_as_they_are():
     pos = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)).half().requires_grad_()
     assert all(torch.equal(a, b) for a, b in zip(knn(pos, 5), knn(pos.double(), 5), strict=True))
+
+
+def test_compiled_code_may_search():
+    pos = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+
+    def scaled(pos):
+        return knn(pos * 2, 3)[1] + farthest_point_sample(pos, 1)
+
+    assert torch.equal(torch.compile(scaled, backend="eager")(pos), scaled(pos))
 
 
 def test_nothing_to_search(implementation):

@@ -421,6 +421,7 @@ class Trees final : public Forest {
     }
 
     void select(int64_t start, int64_t* out, int64_t count) {
+      if (count == 0) return;
       // All points are infinitely far from nothing; let the first one be the farthest.
       chosen_ = static_cast<int32_t>(start);
       const int64_t at = std::find(index_, index_ + distance_.size(), chosen_) - index_;
