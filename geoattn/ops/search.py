@@ -137,14 +137,25 @@ def checked_pos(name: str, pos: Tensor) -> Tensor:
         raise ValueError(f"expected {name} [N, D] with D at least 1, got {tuple(pos.shape)}")
     if pos.size(0) >= 2**31 - 1:
         raise ValueError(f"{name} has {pos.size(0)} points; at most {2**31 - 2} can be searched")
-    pos = pos.detach()
-    highest = max(map(abs, map(float, pos.aminmax()))) if pos.numel() else 0.0  # NaN if there is one
+    half = pos.dtype in (torch.float16, torch.bfloat16)
+    pos = pos.detach().to(torch.float32 if half or pos.dtype == torch.float32 else torch.float64).contiguous()
+    highest = _highest(pos)
     if not math.isfinite(highest):
         raise ValueError(f"{name} has NaN or infinite coordinates")
     if highest > 1e150:
         raise ValueError(f"{name} has coordinates beyond 1e150, whose squares are more than float64 can hold")
-    half = pos.dtype in (torch.float16, torch.bfloat16)
-    return pos.to(torch.float32 if half or pos.dtype == torch.float32 else torch.float64).contiguous()
+    return pos
+
+
+def _highest(pos: Tensor) -> float:
+    """The largest magnitude, NaN if there is a NaN."""
+    if not pos.numel():
+        return 0.0
+    if pos.device.type == "cpu":
+        # Not by torch: it wakes all its threads for this, and they go on spinning for longer than a search may take.
+        return max(abs(float(pos.numpy().min())), abs(float(pos.numpy().max())))
+    low, high = pos.aminmax()
+    return max(abs(float(low)), abs(float(high)))
 
 
 def samples(name: str, batch: Tensor | None, pos: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from geoattn.ops.backends.points import Points
 
 def knn(points: Points, k: int, limit: float) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest keys of every query within the squared distance ``limit``."""
-    with _forest(points) as (library, forest, queries):
+    with _forest(points, torch.get_num_threads()) as (library, forest, queries):
         if limit == torch.inf:
             count = _keys_per_query(points).clamp(max=k)
         else:
@@ -31,7 +31,7 @@ def knn(points: Points, k: int, limit: float) -> tuple[Tensor, Tensor]:
 
 def radius(points: Points, limit: float) -> tuple[Tensor, Tensor]:
     """All keys within the squared distance ``limit`` of every query."""
-    with _forest(points) as (library, forest, queries):
+    with _forest(points, torch.get_num_threads()) as (library, forest, queries):
         rowptr, col = _rows(_counts(library, forest, queries, points, limit))
         library.geoattn_forest_radius(
             forest, *queries, limit, rowptr.data_ptr(), col.data_ptr(), torch.get_num_threads()
@@ -41,7 +41,9 @@ def radius(points: Points, limit: float) -> tuple[Tensor, Tensor]:
 
 def farthest(points: Points, start: Tensor, count: Tensor) -> Tensor:
     """Of each sample ``count`` keys, ``start`` first, then always the farthest from those chosen."""
-    with _forest(points) as (library, forest, _):
+    # A sample is the work of one thread. Others that only help to build its tree gain less than they disturb.
+    threads = min(torch.get_num_threads(), len(count))
+    with _forest(points, threads) as (library, forest, _):
         rowptr, col = _rows(count)
         library.geoattn_forest_farthest(
             forest,
@@ -49,7 +51,7 @@ def farthest(points: Points, start: Tensor, count: Tensor) -> Tensor:
             start.data_ptr(),
             rowptr.data_ptr(),
             col.data_ptr(),
-            torch.get_num_threads(),
+            threads,
         )
     return col
 
@@ -75,7 +77,7 @@ def _library() -> ctypes.CDLL:
 
 
 @contextmanager
-def _forest(points: Points) -> Iterator[tuple[ctypes.CDLL, int, tuple[int | None, int | None, int]]]:
+def _forest(points: Points, threads: int) -> Iterator[tuple[ctypes.CDLL, int, tuple[int | None, int | None, int]]]:
     """The library, a tree for every sample, and the queries as the library takes them."""
     library, (size, dim) = _library(), points.key.shape
     forest = library.geoattn_forest_new(
@@ -85,7 +87,7 @@ def _forest(points: Points) -> Iterator[tuple[ctypes.CDLL, int, tuple[int | None
         dim,
         points.ptr.data_ptr(),
         points.ptr.numel() - 1,
-        torch.get_num_threads(),
+        threads,
     )
     if not forest:
         raise MemoryError(f"no memory for a tree over {size} points")
