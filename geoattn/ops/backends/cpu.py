@@ -56,9 +56,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     query, heads = problem.query, problem.query.size(1)
     out = query.new_empty(query.size(0), heads, problem.value.size(2))
     lse = query.new_empty(query.size(0), heads, dtype=problem.sum_dtype)
-    call, kept = _call(problem, out, lse)
-    _run("geoattn_attend_forward", call)
-    del kept
+    _run("geoattn_attend_forward", _call(problem, out, lse))
     return out, lse
 
 
@@ -79,20 +77,17 @@ def backward(
     grads = {}
     for name in needs:
         grads[name] = torch.empty_like(getattr(problem, name), memory_format=torch.contiguous_format)
-    call, kept = _call(problem, out, lse)
-    grad_out = _unit_stride(grad_out)
+    call = _call(problem, out, lse)
+    grad_out = grad_out if grad_out.stride(2) == 1 else grad_out.contiguous()
     call.grad_out, call.grad_out_stride = grad_out.data_ptr(), _strides(grad_out)
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
         call.grad_lse = grad_lse.data_ptr()
     if transpose is not None:
-        # The kernels read one type of index.
-        moved = [t.to(problem.col.dtype).contiguous() for t in transpose]
-        call.t_rowptr, call.t_row, call.t_order = (t.data_ptr() for t in moved)
+        call.t_rowptr, call.t_row, call.t_order = (t.data_ptr() for t in transpose)
     for name, grad in grads.items():
         setattr(call, f"grad_{name}", grad.data_ptr())
     _run("geoattn_attend_backward", call)
-    del kept
     return Gradients(**grads)
 
 
@@ -115,10 +110,8 @@ class _Call(ctypes.Structure):
     ]
 
 
-def _call(problem: Problem, out: Tensor, lse: Tensor) -> tuple[_Call, list[Tensor]]:
-    """The call, and the tensors whose memory it points to."""
-    query, key, value = (_unit_stride(t) for t in (problem.query, problem.key, problem.value))
-    rowptr, col, out, lse = (t.contiguous() for t in (problem.rowptr, problem.col, out, lse))
+def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
+    query, key, value, rowptr, col = problem[:5]
     call = _Call(
         queries=query.size(0),
         keys=key.size(0),
@@ -145,7 +138,6 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> tuple[_Call, list[Tenso
         wide_index=col.dtype == torch.int64,
         threads=torch.get_num_threads(),
     )
-    kept = [query, key, value, rowptr, col, out, lse]
     for name, heads in (
         ("bias", "bias_heads"),
         ("log_weight", "weight_heads"),
@@ -155,16 +147,10 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> tuple[_Call, list[Tenso
     ):
         term = getattr(problem, name)
         if term is not None:
-            term = term.contiguous()
-            kept.append(term)
             setattr(call, name, term.data_ptr())
             if heads:
                 setattr(call, heads, term.size(1))
-    return call, kept
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 or x.numel() == 0 else x.contiguous()
+    return call
 
 
 def _strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:

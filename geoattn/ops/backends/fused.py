@@ -66,8 +66,11 @@ def _(*arguments: Any) -> list[Tensor]:
 
 
 def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | None]:
-    *fields, seed, transpose, backend = arguments
-    problem = Problem._make([*fields, None if seed is None else int(seed), 0])
+    """With the strides that `Problem` promises."""
+    query, key, value, *others, seed, transpose, backend = arguments
+    rows = [x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value)]
+    others = [x.contiguous() if isinstance(x, Tensor) else x for x in others]
+    problem = Problem._make([*rows, *others, None if seed is None else int(seed), 0])
     return problem, Transpose(*transpose) if transpose else None, backend
 
 

@@ -16,8 +16,8 @@ class Problem(NamedTuple):
     :math:`v = value_j + edge\_value_e`, the score of edge ``e`` is ``scale * (query_i . k)``, or
     ``sum_d att_d * leaky_relu(query_id + k_d)`` where ``att`` is given, plus ``bias_e`` plus ``log_weight_j``.
 
-    ``T`` is the type of the inputs; ``A`` is the type sums are made in: float64 for float64, else float32. Tensors
-    may have any strides.
+    ``T`` is the type of the inputs; ``A`` is the type sums are made in: float64 for float64, else float32. The
+    last dimension of query, key and value has stride 1; everything else is contiguous.
 
     Dropout keeps edge ``e + first_edge`` in head ``h`` where word ``h % 4`` of Philox4x32-10 at counter
     ``((e + first_edge) mod 2^32, (e + first_edge) >> 32, h // 4, 0)`` with key ``(seed mod 2^32, seed >> 32)`` is at
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     scale: float
     negative_slope: float
     dropout: float
-    seed: int | Tensor | None  # in [0, 2^63); a number wherever a kernel is called, None without dropout
+    seed: int | Tensor | None  # in [0, 2^63), None without dropout; a number wherever a kernel is called
     first_edge: int = 0  # position of the first edge, where the problem is a cut of a larger one
 
     @property

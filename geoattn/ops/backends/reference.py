@@ -76,7 +76,7 @@ def values(problem: Problem) -> Tensor:
 
 def dropped(weight: Tensor, problem: Problem) -> Tensor:
     """Dropout of attention weights ``[E, H]``."""
-    if not problem.dropout:
+    if not problem.dropout or problem.seed is None:
         return weight
     edges = torch.arange(weight.size(0), device=weight.device) + problem.first_edge
     kept = philox.keep(edges, weight.size(1), problem.dropout, problem.seed)

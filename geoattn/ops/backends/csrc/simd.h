@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
@@ -276,9 +277,49 @@ INLINE Vec<float> exp(Vec<float> x) {
   const Mask<float> bits = (reinterpret_cast<Mask<float>>(shifted) << 23) + reinterpret_cast<Mask<float>>(y);
   return alive ? reinterpret_cast<Vec<float>>(bits) : Vec<float>{};
 }
+// Of positive normal numbers.
+INLINE Vec<float> log(Vec<float> x) {
+  // x = 2^n m with m in [sqrt(1/2), sqrt(2)), log x = n ln 2 + log m.
+  const Mask<float> bits = reinterpret_cast<Mask<float>>(x) - 0x3f3504f3;
+  const Vec<float> n = __builtin_convertvector(bits >> 23, Vec<float>);
+  const Vec<float> r = reinterpret_cast<Vec<float>>((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+  Vec<float> y = splat(7.0376836292e-2f);
+  y = y * r - 1.1514610310e-1f;
+  y = y * r + 1.1676998740e-1f;
+  y = y * r - 1.2420140846e-1f;
+  y = y * r + 1.4249322787e-1f;
+  y = y * r - 1.6668057665e-1f;
+  y = y * r + 2.0000714765e-1f;
+  y = y * r - 2.4999993993e-1f;
+  y = y * r + 3.3333331174e-1f;
+  const Vec<float> z = r * r;
+  return r + (y * r * z + n * -2.12194440e-4f - 0.5f * z) + n * 0.693359375f;
+}
+INLINE Vec<double> log(Vec<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = std::log(x[i]);
+  return x;
+}
 INLINE Vec<double> exp(Vec<double> x) {
   for (int i = 0; i < kWidth<double>; ++i) x[i] = std::exp(x[i]);
   return x;
 }
+
+// Memory whose vectors do not straddle cache lines, zero at first.
+template <class A>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : data_(static_cast<A*>(::operator new(bytes(count), std::align_val_t{64}))) {
+    std::memset(data_, 0, bytes(count));
+  }
+  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator A*() { return data_; }
+
+ private:
+  static size_t bytes(int64_t count) { return (static_cast<size_t>(count) * sizeof(A) + 127) & ~size_t{63}; }
+  A* data_;
+};
 
 }  // namespace GEOATTN_NAMESPACE

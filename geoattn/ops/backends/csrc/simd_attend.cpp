@@ -1,8 +1,8 @@
 // Attention over compressed rows: softmax of scores, sum of values, and the gradients, with nothing stored per edge.
 //
-// Work goes row by row in tiles of 16 edges, and in a tile head by head. The scores of a tile are 16 dot products of one
-// query with 16 gathered rows, folded into vectors of scores; while a head is worked on, the same head of the rows of
-// the next tile is prefetched. Gradients of queries go along rows, gradients of keys and values along the transpose, so
+// Work goes row by row in tiles of 16 edges, and in a tile step by step, each for all heads, so that the processor has
+// independent work at hand. The scores of a tile are 16 dot products of one query with 16 gathered rows, folded into
+// vectors of scores; meanwhile the rows of edges further on are prefetched. Gradients of queries go along rows, gradients of keys and values along the transpose, so
 // every sum has one owner and one order: the bits do not depend on the number of threads.
 
 #include <algorithm>
@@ -277,7 +277,7 @@ struct Attention {
   using A = Sum<T>;
   static constexpr int W = kWidth<A>;
   const Call& call;
-  const int64_t H, G, D, C, per_group;
+  const int64_t H, G, D, C;
   const bool wide;
   const A scale, slope, keep_scale;
   const uint64_t threshold;
@@ -285,10 +285,26 @@ struct Attention {
   std::atomic<int> error{0};  // 1: a key out of range, 2: rowptr does not rise
 
   explicit Attention(const Call& c)
-      : call(c), H(c.heads), G(c.key_heads), D(c.dim), C(c.width), per_group(c.heads / c.key_heads), wide(c.wide_index),
+      : call(c), H(c.heads), G(c.key_heads), D(c.dim), C(c.width), wide(c.wide_index),
         scale(static_cast<A>(c.scale)), slope(static_cast<A>(c.negative_slope)),
         keep_scale(static_cast<A>(1.0 / (1.0 - c.dropout))),
-        threshold(static_cast<uint64_t>(c.dropout * 4294967296.0)), of_dim(c.dim), of_width(c.width) {}
+        threshold(static_cast<uint64_t>(c.dropout * 4294967296.0)), of_dim(c.dim), of_width(c.width) {
+    for (int64_t h = 0; h < H; ++h) {
+      const int64_t g = h / (H / G);
+      const auto shared = [&](int64_t number) { return number ? h / (H / number) : 0; };
+      heads.push_back({g * c.key_stride[1], g * c.value_stride[1], h * c.query_stride[1], h * c.grad_out_stride[1],
+                       g * D, g * C, shared(c.bias_heads), shared(c.weight_heads), shared(c.edge_key_heads) * D,
+                       shared(c.edge_value_heads) * C});
+    }
+  }
+
+  // Where a head of a query finds what is its own, in a row of each tensor.
+  struct Head {
+    int64_t key, value, query, grad_out;  // by the strides of the tensors
+    int64_t dense_key, dense_value;       // in a row without gaps
+    int64_t bias, weight, edge_key, edge_value;
+  };
+  std::vector<Head> heads;
 
   INLINE int64_t index(const void* p, int64_t i) const {
     return wide ? static_cast<const int64_t*>(p)[i] : static_cast<const int32_t*>(p)[i];
@@ -304,9 +320,6 @@ struct Attention {
     int64_t other[kTile];      // the node at the other end
     const T* first[kTile];     // row of key (along rows) or query (along the transpose)
     const T* second[kTile];    // row of value or grad_out
-    const T* next_first[kTile];
-    const T* next_second[kTile];
-    int next;
     const T* edge_key[kTile];
     const T* edge_value[kTile];
     uint32_t word[kTile][4];  // random, of the group of four heads worked on
@@ -317,7 +330,11 @@ struct Attention {
     int64_t count, others;
     const void *first, *second;
     const int64_t *first_stride, *second_stride;
+    int64_t first_bytes, second_bytes;  // from the first head of a row to the end of its last
   };
+  static int64_t bytes(const int64_t* stride, int64_t heads, int64_t length) {
+    return ((heads - 1) * stride[1] + length) * static_cast<int64_t>(sizeof(T));
+  }
 
   bool row_of(const Side& side, int64_t i, int64_t& begin, int64_t& end) {
     begin = index(side.ptr, i), end = index(side.ptr, i + 1);
@@ -354,21 +371,21 @@ struct Attention {
       for (int b = 0; b < kTile; ++b)
         tile.edge_value[b] = static_cast<const T*>(call.edge_value) + tile.edge[b < tile.count ? b : 0] * size;
     }
-    const int64_t from = begin + kAhead, until = std::min<int64_t>(from + tile.count, call.edges);
-    tile.next = 0;
-    for (int64_t e = from; e < until; ++e, ++tile.next) {
-      const int64_t j = index(side.node, e);
-      tile.next_first[tile.next] = at(side.first, side.first_stride, j);
-      tile.next_second[tile.next] = at(side.second, side.second_stride, j);
-    }
     return true;
   }
 
-  static INLINE void prefetch(const T* const* row, int count, int64_t offset, int64_t length) {
-    for (int b = 0; b < count; ++b) {
-      const char* p = reinterpret_cast<const char*>(row[b] + offset);
-      for (int64_t byte = 0; byte < length * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(p + byte);
+  // Prefetches the edges that lie kAhead beyond those of the tile: in head h, its share of them.
+  INLINE void prefetch(const Side& side, int64_t begin, int count, int64_t h) const {
+    const int until = static_cast<int>(std::min<int64_t>(count, call.edges - begin - kAhead));
+    for (int b = static_cast<int>(h); b < until; b += static_cast<int>(H)) {
+      const int64_t j = index(side.node, begin + kAhead + b);
+      prefetch_row(at(side.first, side.first_stride, j), side.first_bytes);
+      prefetch_row(at(side.second, side.second_stride, j), side.second_bytes);
     }
+  }
+  static INLINE void prefetch_row(const T* row, int64_t bytes) {
+    const char* p = reinterpret_cast<const char*>(row);
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(p + byte);
   }
 
   // Copies one row, all its heads, into sums.
@@ -392,7 +409,7 @@ struct Attention {
             tile.first,
             offset,
             call.edge_key ? tile.edge_key : nullptr,
-            call.edge_key ? h / (H / call.edge_key_heads) * D : 0,
+            heads[h].edge_key,
             slope};
   }
 
@@ -413,11 +430,11 @@ struct Attention {
     if (call.bias || call.log_weight) {
       alignas(64) A more[kTile] = {};
       if (call.bias) {
-        const A* bias = static_cast<const A*>(call.bias) + h / (H / call.bias_heads);
+        const A* bias = static_cast<const A*>(call.bias) + heads[h].bias;
         for (int b = 0; b < n; ++b) more[b] = bias[tile.edge[b] * call.bias_heads];
       }
       if (call.log_weight) {
-        const A* weight = static_cast<const A*>(call.log_weight) + h / (H / call.weight_heads);
+        const A* weight = static_cast<const A*>(call.log_weight) + heads[h].weight;
         for (int b = 0; b < n; ++b) more[b] += weight[key(b) * call.weight_heads];
       }
       add(score, Lanes<A>::from(more));
@@ -435,7 +452,7 @@ struct Attention {
   }
   // Dot products of queries with edge_key; along the transpose (query null) the queries are the gathered rows.
   Lanes<A> edge_dots(const Tile& tile, int64_t h, int64_t offset, const A* query) const {
-    const int64_t edge_offset = h / (H / call.edge_key_heads) * D;
+    const int64_t edge_offset = heads[h].edge_key;
     if (query) return of_dim.dots_(query, tile.edge_key, edge_offset, static_cast<int>(D), tile.count);
     return pair_dots(tile.first, offset, tile.edge_key, edge_offset, D, tile.count);
   }
@@ -448,12 +465,15 @@ struct Attention {
     return Lanes<A>::from(sum);
   }
 
-  // 1 / (1 - dropout) where the edge is kept in head h, 0 where not.
-  INLINE void keep(Tile& tile, int64_t h, A* kept) const {
-    if (h % 4 == 0)
-      for (int b = 0; b < tile.count; ++b)
+  // 1 / (1 - dropout) where the edge is kept in head h, 0 where not. To be called for heads in their order.
+  INLINE Lanes<A> keep(Tile& tile, int64_t h) const {
+    alignas(64) A kept[kTile] = {};
+    for (int b = 0; b < tile.count; ++b) {
+      if (h % 4 == 0)
         philox(call.seed, static_cast<uint64_t>(tile.edge[b]), static_cast<uint32_t>(h / 4), tile.word[b]);
-    for (int b = 0; b < tile.count; ++b) kept[b] = tile.word[b][h % 4] >= threshold ? keep_scale : A(0);
+      kept[b] = tile.word[b][h % 4] >= threshold ? keep_scale : A(0);
+    }
+    return Lanes<A>::from(kept);
   }
 
   static INLINE A highest(const Lanes<A>& score) {
@@ -467,84 +487,89 @@ struct Attention {
     return sum_lanes<A>(total);
   }
 
-  int64_t grain(int64_t count) const { return std::clamp<int64_t>(count / 64, 1, 512); }
+  int64_t grain(int64_t count) const { return std::clamp<int64_t>(count / 64, 16, 512); }
 
   Side along_rows() const {
     return {call.rowptr, call.col, nullptr, call.queries, call.keys, call.key, call.value, call.key_stride,
-            call.value_stride};
+            call.value_stride, bytes(call.key_stride, G, D), bytes(call.value_stride, G, C)};
   }
 
   int forward() {
     const Side side = along_rows();
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      std::vector<A> query(H * D), out(H * C), top(H), total(H);
-      alignas(64) A weight[kTile], kept[kTile];
+      Buffer<A> query(H * D), out(H * C), score(H * kTile), top(H + W), total(H + W), share(H + W);
       Tile tile;
       for (int64_t i = from; i < to; ++i) {
         int64_t begin, end;
         if (!row_of(side, i, begin, end)) return;
-        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query.data());
-        std::fill(out.begin(), out.end(), A(0));
-        std::fill(top.begin(), top.end(), A(-INFINITY));
-        std::fill(total.begin(), total.end(), A(0));
+        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query);
+        std::fill(out + 0, out + H * C, A(0));
+        std::fill(top + 0, top + H, A(-INFINITY));
+        std::fill(total + 0, total + H, A(0));
         for (; begin < end; begin += kTile) {
           if (!gather(side, begin, end, tile)) return;
           for (int64_t h = 0; h < H; ++h) {
-            const int64_t g = h / per_group;
-            const int64_t key_offset = g * call.key_stride[1], value_offset = g * call.value_stride[1];
-            if (h % per_group == 0) prefetch(tile.next_first, tile.next, key_offset, D);
-            const A* q = query.data() + h * D;
-            Lanes<A> score = scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; });
-            if (h % per_group == 0) prefetch(tile.next_second, tile.next, value_offset, C);
-
-            const A peak = std::max(highest(score), top[h]);
-            if (peak == -INFINITY) {  // hidden, every one of them, or NaN
-              if (std::isnan(total_of(score))) total[h] = NAN;
-              continue;
-            }
-            A* sum = out.data() + h * C;
-            if (peak > top[h]) {
-              if (total[h] != 0) {
-                const A shrink = std::exp(top[h] - peak);
-                for (int64_t c = 0; c < C; ++c) sum[c] *= shrink;
-                total[h] *= shrink;
-              }
-              top[h] = peak;
-            }
-            score.each([&](int, Vec<A>& x) { x = exp(x - peak); });
-            score.store_to(weight);
-            total[h] += total_of(score);
-            if (call.dropout > 0) {
-              keep(tile, h, kept);
-              for (int b = 0; b < tile.count; ++b) weight[b] *= kept[b];
-            }
-            of_width.add_rows_(sum, weight, tile.second, value_offset, static_cast<int>(C), tile.count);
+            prefetch(side, begin, tile.count, h);
+            const A* q = query + h * D;
+            scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
+          }
+          for (int64_t h = 0; h < H; ++h) soften(tile, h, score + h * kTile, top[h], total[h], out + h * C);
+          for (int64_t h = 0; h < H; ++h) {
+            const A* weight = score + h * kTile;
+            A* sum = out + h * C;
+            of_width.add_rows_(sum, weight, tile.second, heads[h].value, static_cast<int>(C), tile.count);
             if (call.edge_value)
-              of_width.add_rows_(sum, weight, tile.edge_value, h / (H / call.edge_value_heads) * C, static_cast<int>(C),
-                                 tile.count);
+              of_width.add_rows_(sum, weight, tile.edge_value, heads[h].edge_value, static_cast<int>(C), tile.count);
           }
         }
-        T* to_out = static_cast<T*>(call.out) + i * H * C;
         A* to_lse = static_cast<A*>(call.lse) + i * H;
-        for (int64_t h = 0; h < H; ++h) {
-          const bool empty = top[h] == -INFINITY && total[h] == 0;
-          const A share = empty ? A(0) : 1 / total[h];
-          narrow(out.data() + h * C, share, C, to_out + h * C);
-          to_lse[h] = empty ? A(-INFINITY) : top[h] + std::log(total[h]);
+        for (int64_t h = 0; h < H; h += W) {
+          const Vec<A> sum = load(total + h);
+          const Mask<A> empty = sum == 0;
+          store(share + h, empty ? Vec<A>{} : 1 / sum);
+          const Vec<A> lse = empty ? splat(A(-INFINITY)) : load(top + h) + log(sum);
+          store_part(to_lse + h, lse, static_cast<int>(std::min<int64_t>(H - h, W)));
         }
+        T* to_out = static_cast<T*>(call.out) + i * H * C;
+        for (int64_t h = 0; h < H; ++h) narrow(out + h * C, share[h], C, to_out + h * C);
       }
     });
     return error;
+  }
+
+  // From the scores of a tile, in place, to weights relative to the highest score so far; rescales what was summed.
+  INLINE void soften(Tile& tile, int64_t h, A* score, A& top, A& total, A* sum) const {
+    Lanes<A> x = Lanes<A>::from(score);
+    const A peak = std::max(highest(x), top);
+    if (peak == -INFINITY) {  // hidden, every one of them, or NaN
+      if (std::isnan(total_of(x))) total = NAN;
+      x.each([](int, Vec<A>& part) { part = Vec<A>{}; });
+      return x.store_to(score);
+    }
+    if (peak > top) {
+      if (total != 0) {
+        const A shrink = std::exp(top - peak);
+        for (int64_t c = 0; c < C; ++c) sum[c] *= shrink;
+        total *= shrink;
+      }
+      top = peak;
+    }
+    x.each([&](int, Vec<A>& part) { part = exp(part - peak); });
+    total += total_of(x);
+    if (call.dropout > 0) {
+      const Lanes<A> kept = keep(tile, h);
+      x.each([&](int n, Vec<A>& part) { part *= kept.part[n]; });
+    }
+    x.store_to(score);
   }
 
   // ---- Gradients ----------------------------------------------------------------------------------------------------
   // With p the weight of an edge, d its upstream gradient grad_out_i . value_j: ds = p (d - delta_i), where
   // delta_i = grad_out_i . out_i - grad_lse_i.
 
-  std::vector<A> stats;  // [N, H, 2]: log-sum-exp (0 where a row is empty) and delta
+  A* stats = nullptr;  // [N, H, 2]: log-sum-exp (0 where a row is empty) and delta
 
   void prepare() {
-    stats.resize(call.queries * H * 2);
     parallel_blocks(call.queries, 1024, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const T* grad = at(call.grad_out, call.grad_out_stride, i);
@@ -565,21 +590,18 @@ struct Attention {
     });
   }
 
-  // From scores and upstream gradients to ds and to the weights that values were summed with; 0 beyond the edges.
-  INLINE void chain(Tile& tile, int64_t h, const Lanes<A>& score, const Lanes<A>& lse, const Lanes<A>& delta,
-                    Lanes<A>& upstream, A* weight, A* ds) const {
-    Lanes<A> p, kept;
-    p.each([&](int n, Vec<A>& x) { x = exp(score.part[n] - lse.part[n]); });
+  // In place, from scores to the weights that values were summed with, and from upstream gradients to ds.
+  INLINE void chain(Tile& tile, int64_t h, A* score, A* upstream, const Lanes<A>& lse, const Lanes<A>& delta) const {
+    Lanes<A> p = Lanes<A>::from(score), ds = Lanes<A>::from(upstream), kept;
+    p.each([&](int n, Vec<A>& x) { x = exp(x - lse.part[n]); });
     if (call.dropout > 0) {
-      alignas(64) A factor[kTile] = {};
-      keep(tile, h, factor);
-      kept = Lanes<A>::from(factor);
-      upstream.each([&](int n, Vec<A>& x) { x *= kept.part[n]; });
+      kept = keep(tile, h);
+      ds.each([&](int n, Vec<A>& x) { x *= kept.part[n]; });
     }
-    upstream.each([&](int n, Vec<A>& x) { x = p.part[n] * (x - delta.part[n]); });
-    upstream.store_to(ds);
+    ds.each([&](int n, Vec<A>& x) { x = p.part[n] * (x - delta.part[n]); });
+    ds.store_to(upstream);
     if (call.dropout > 0) p.each([&](int n, Vec<A>& x) { x *= kept.part[n]; });
-    p.store_to(weight);
+    p.store_to(score);
   }
 
   void along_queries() {
@@ -588,54 +610,55 @@ struct Attention {
     std::vector<A> att_parts;  // one sum per block, so that its order does not depend on threads
     if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * H * D);
     parallel_blocks(call.queries, step, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      std::vector<A> query(H * D), grad(H * C), sum(H * D), edge_key(kTile * D), edge_value(kTile * C);
-      alignas(64) A weight[kTile], ds[kTile], grad_bias[kTile];
+      Buffer<A> query(H * D), grad(H * C), sum(H * D), score(H * kTile), upstream(H * kTile), grad_bias(kTile),
+          edge_key(kTile * D), edge_value(kTile * C);
       A* grad_att = call.grad_att ? att_parts.data() + from / step * H * D : nullptr;
       Tile tile;
       for (int64_t i = from; i < to; ++i) {
         int64_t begin, end;
         if (!row_of(side, i, begin, end)) return;
-        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query.data());
-        widen(at(call.grad_out, call.grad_out_stride, i), call.grad_out_stride[1], H, C, grad.data());
-        std::fill(sum.begin(), sum.end(), A(0));
+        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query);
+        widen(at(call.grad_out, call.grad_out_stride, i), call.grad_out_stride[1], H, C, grad);
+        std::fill(sum + 0, sum + H * D, A(0));
         for (; begin < end; begin += kTile) {
           if (!gather(side, begin, end, tile)) return;
           const int n = tile.count;
           for (int64_t h = 0; h < H; ++h) {
-            const int64_t g = h / per_group;
-            const int64_t key_offset = g * call.key_stride[1], value_offset = g * call.value_stride[1];
-            if (h % per_group == 0) prefetch(tile.next_first, tile.next, key_offset, D);
-            const A *q = query.data() + h * D, *o = grad.data() + h * C;
-            const Lanes<A> score = scores(tile, q, h, key_offset, q, [&](int b) { return tile.other[b]; });
-            if (h % per_group == 0) prefetch(tile.next_second, tile.next, value_offset, C);
-            Lanes<A> upstream = of_width.dots_(o, tile.second, value_offset, static_cast<int>(C), n);
-            if (call.edge_value) {
-              const int64_t offset = h / (H / call.edge_value_heads) * C;
-              add(upstream, of_width.dots_(o, tile.edge_value, offset, static_cast<int>(C), n));
-            }
+            prefetch(side, begin, n, h);
+            const A* q = query + h * D;
+            scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
+          }
+          for (int64_t h = 0; h < H; ++h) {
+            Lanes<A> x = of_width.dots_(grad + h * C, tile.second, heads[h].value, static_cast<int>(C), n);
+            if (call.edge_value)
+              add(x, of_width.dots_(grad + h * C, tile.edge_value, heads[h].edge_value, static_cast<int>(C), n));
+            x.store_to(upstream + h * kTile);
+          }
+          for (int64_t h = 0; h < H; ++h) {
+            const A* own = stats + (i * H + h) * 2;
             Lanes<A> lse, delta;
-            lse.each([&](int, Vec<A>& x) { x = splat(stats[(i * H + h) * 2]); });
-            delta.each([&](int, Vec<A>& x) { x = splat(stats[(i * H + h) * 2 + 1]); });
-            chain(tile, h, score, lse, delta, upstream, weight, ds);
-
+            lse.each([&](int, Vec<A>& x) { x = splat(own[0]); });
+            delta.each([&](int, Vec<A>& x) { x = splat(own[1]); });
+            chain(tile, h, score + h * kTile, upstream + h * kTile, lse, delta);
+          }
+          for (int64_t h = 0; h < H; ++h) {
+            const A *q = query + h * D, *weight = score + h * kTile, *ds = upstream + h * kTile;
             if (call.att) {
               if (call.grad_query || call.grad_att)
-                of_dim.additive_backward_(additive_of(tile, q, h, key_offset), ds, static_cast<int>(D), n,
-                                          sum.data() + h * D, grad_att ? grad_att + h * D : nullptr);
+                of_dim.additive_backward_(additive_of(tile, q, h, heads[h].key), ds, static_cast<int>(D), n,
+                                          sum + h * D, grad_att ? grad_att + h * D : nullptr);
             } else if (call.grad_query) {
-              of_dim.add_rows_(sum.data() + h * D, ds, tile.first, key_offset, static_cast<int>(D), n);
+              of_dim.add_rows_(sum + h * D, ds, tile.first, heads[h].key, static_cast<int>(D), n);
               if (call.edge_key)
-                of_dim.add_rows_(sum.data() + h * D, ds, tile.edge_key, h / (H / call.edge_key_heads) * D,
-                                 static_cast<int>(D), n);
+                of_dim.add_rows_(sum + h * D, ds, tile.edge_key, heads[h].edge_key, static_cast<int>(D), n);
             }
             if (call.grad_bias) spread_bias(tile, h, ds, grad_bias);
-            if (call.grad_edge_key) spread_edge_key(tile, h, key_offset, q, ds, edge_key.data());
-            if (call.grad_edge_value) spread_edge_value(tile, h, o, weight, edge_value.data());
+            if (call.grad_edge_key) spread_edge_key(tile, h, heads[h].key, q, ds, edge_key);
+            if (call.grad_edge_value) spread_edge_value(tile, h, grad + h * C, weight, edge_value);
           }
         }
-        if (call.grad_query) {
-          narrow(sum.data(), call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + i * H * D);
-        }
+        if (call.grad_query)
+          narrow(sum, call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + i * H * D);
       }
     });
     if (!call.grad_att) return;
@@ -685,69 +708,74 @@ struct Attention {
 
   void along_keys() {
     const Side side = {call.t_rowptr, call.t_row, call.t_order, call.keys, call.queries, call.query, call.grad_out,
-                       call.query_stride, call.grad_out_stride};
+                       call.query_stride, call.grad_out_stride, bytes(call.query_stride, H, D),
+                       bytes(call.grad_out_stride, H, C)};
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      std::vector<A> key(G * D), value(G * C), sum_key(G * D), sum_value(G * C), sum_weight(H);
-      std::vector<A> of_query(2 * H * kTile);  // log-sum-exp, then delta, per head, of the queries of a tile
-      alignas(64) A weight[kTile], ds[kTile];
+      Buffer<A> key(G * D), value(G * C), sum_key(G * D), sum_value(G * C), sum_weight(H), score(H * kTile),
+          upstream(H * kTile);
+      Buffer<A> of_query(2 * H * kTile);  // log-sum-exp, then delta, per head, of the queries of a tile
       Tile tile;
       for (int64_t j = from; j < to; ++j) {
         int64_t begin, end;
         if (!row_of(side, j, begin, end)) return;
-        widen(at(call.key, call.key_stride, j), call.key_stride[1], G, D, key.data());
-        widen(at(call.value, call.value_stride, j), call.value_stride[1], G, C, value.data());
-        std::fill(sum_key.begin(), sum_key.end(), A(0));
-        std::fill(sum_value.begin(), sum_value.end(), A(0));
-        std::fill(sum_weight.begin(), sum_weight.end(), A(0));
+        widen(at(call.key, call.key_stride, j), call.key_stride[1], G, D, key);
+        widen(at(call.value, call.value_stride, j), call.value_stride[1], G, C, value);
+        std::fill(sum_key + 0, sum_key + G * D, A(0));
+        std::fill(sum_value + 0, sum_value + G * C, A(0));
+        std::fill(sum_weight + 0, sum_weight + H, A(0));
         for (; begin < end; begin += kTile) {
           if (!gather(side, begin, end, tile)) return;
           const int n = tile.count;
           for (int b = 0; b < n; ++b)
             for (int64_t s = 0; s < 2 * H; ++s) of_query[s * kTile + b] = stats[tile.other[b] * 2 * H + s];
           for (int64_t h = 0; h < H; ++h) {
-            const int64_t g = h / per_group;
-            const int64_t query_offset = h * call.query_stride[1], grad_offset = h * call.grad_out_stride[1];
-            prefetch(tile.next_first, tile.next, query_offset, D);
-            const A *k = key.data() + g * D, *v = value.data() + g * C;
-            const Lanes<A> score = scores(tile, k, h, query_offset, nullptr, [&](int) { return j; });
-            prefetch(tile.next_second, tile.next, grad_offset, C);
-            Lanes<A> upstream = of_width.dots_(v, tile.second, grad_offset, static_cast<int>(C), n);
-            if (call.edge_value) {
-              const int64_t offset = h / (H / call.edge_value_heads) * C;
-              add(upstream, pair_dots(tile.second, grad_offset, tile.edge_value, offset, C, n));
-            }
-            const A* own = of_query.data() + 2 * h * kTile;
-            chain(tile, h, score, Lanes<A>::from(own), Lanes<A>::from(own + kTile), upstream, weight, ds);
-
+            prefetch(side, begin, n, h);
+            scores(tile, key + heads[h].dense_key, h, heads[h].query, nullptr, [&](int) { return j; })
+                .store_to(score + h * kTile);
+          }
+          for (int64_t h = 0; h < H; ++h) {
+            const A* v = value + heads[h].dense_value;
+            Lanes<A> x = of_width.dots_(v, tile.second, heads[h].grad_out, static_cast<int>(C), n);
+            if (call.edge_value)
+              add(x, pair_dots(tile.second, heads[h].grad_out, tile.edge_value, heads[h].edge_value, C, n));
+            x.store_to(upstream + h * kTile);
+          }
+          for (int64_t h = 0; h < H; ++h) {
+            const A* own = of_query + 2 * h * kTile;
+            chain(tile, h, score + h * kTile, upstream + h * kTile, Lanes<A>::from(own), Lanes<A>::from(own + kTile));
+          }
+          for (int64_t h = 0; h < H; ++h) {
+            const A *weight = score + h * kTile, *ds = upstream + h * kTile;
             if (call.grad_key) {
+              A* sum = sum_key + heads[h].dense_key;
               if (call.att)
-                of_dim.additive_backward_(additive_of(tile, k, h, query_offset), ds, static_cast<int>(D), n,
-                                          sum_key.data() + g * D, nullptr);
+                of_dim.additive_backward_(additive_of(tile, key + heads[h].dense_key, h, heads[h].query), ds,
+                                          static_cast<int>(D), n, sum, nullptr);
               else
-                of_dim.add_rows_(sum_key.data() + g * D, ds, tile.first, query_offset, static_cast<int>(D), n);
+                of_dim.add_rows_(sum, ds, tile.first, heads[h].query, static_cast<int>(D), n);
             }
             if (call.grad_value)
-              of_width.add_rows_(sum_value.data() + g * C, weight, tile.second, grad_offset, static_cast<int>(C), n);
+              of_width.add_rows_(sum_value + heads[h].dense_value, weight, tile.second, heads[h].grad_out,
+                                 static_cast<int>(C), n);
             if (call.grad_log_weight)
               for (int b = 0; b < n; ++b) sum_weight[h] += ds[b];
           }
         }
-        if (call.grad_key) {
-          narrow(sum_key.data(), call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D);
-        }
-        if (call.grad_value) {
-          narrow(sum_value.data(), A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C);
-        }
+        if (call.grad_key)
+          narrow(sum_key, call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D);
+        if (call.grad_value) narrow(sum_value, A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C);
         if (call.grad_log_weight) {
           A* to_weight = static_cast<A*>(call.grad_log_weight) + j * call.weight_heads;
           std::fill(to_weight, to_weight + call.weight_heads, A(0));
-          for (int64_t h = 0; h < H; ++h) to_weight[h / (H / call.weight_heads)] += sum_weight[h];
+          for (int64_t h = 0; h < H; ++h) to_weight[heads[h].weight] += sum_weight[h];
         }
       }
     });
   }
 
   int backward() {
+    Buffer<A> of_rows(call.queries * H * 2);
+    stats = of_rows;
     prepare();
     if (call.grad_query || call.grad_bias || call.grad_edge_key || call.grad_edge_value || call.grad_att)
       along_queries();
