@@ -374,18 +374,33 @@ struct Attention {
     return true;
   }
 
-  // Prefetches the edges that lie kAhead beyond those of the tile: in head h, its share of them.
-  INLINE void prefetch(const Side& side, int64_t begin, int count, int64_t h) const {
+  // Prefetches what the edges need that lie kAhead beyond those of the tile: in head h, its share of them. Rows that are
+  // read first and rows that are read second are asked for at different times, or they would wait for each other.
+  INLINE void prefetch_first(const Side& side, int64_t begin, int count, int64_t h) const {
     const int until = static_cast<int>(std::min<int64_t>(count, call.edges - begin - kAhead));
-    for (int b = static_cast<int>(h); b < until; b += static_cast<int>(H)) {
-      const int64_t j = index(side.node, begin + kAhead + b);
-      prefetch_row(at(side.first, side.first_stride, j), side.first_bytes);
-      prefetch_row(at(side.second, side.second_stride, j), side.second_bytes);
-    }
+    for (int b = static_cast<int>(h); b < until; b += static_cast<int>(H))
+      prefetch_row(at(side.first, side.first_stride, index(side.node, begin + kAhead + b)), side.first_bytes);
+  }
+  INLINE void prefetch_second(const Side& side, int64_t begin, int count, int64_t h) const {
+    const int until = static_cast<int>(std::min<int64_t>(count, call.edges - begin - kAhead));
+    for (int b = static_cast<int>(h); b < until; b += static_cast<int>(H))
+      prefetch_row(at(side.second, side.second_stride, index(side.node, begin + kAhead + b)), side.second_bytes);
   }
   static INLINE void prefetch_row(const T* row, int64_t bytes) {
-    const char* p = reinterpret_cast<const char*>(row);
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(p + byte);
+    const char *p = reinterpret_cast<const char*>(row), *end = p + bytes;
+    for (; p + 256 <= end; p += 256) {
+      __builtin_prefetch(p);
+      __builtin_prefetch(p + 64);
+      __builtin_prefetch(p + 128);
+      __builtin_prefetch(p + 192);
+    }
+    for (; p < end; p += 64) __builtin_prefetch(p);
+  }
+
+  // Prefetches the row that two rows on will need.
+  static INLINE void prefetch_own(const void* p, const int64_t* stride, int64_t heads, int64_t length, int64_t i,
+                                  int64_t count) {
+    if (i + 2 < count) prefetch_row(at(p, stride, i + 2), bytes(stride, heads, length));
   }
 
   // Copies one row, all its heads, into sums.
@@ -502,6 +517,7 @@ struct Attention {
       for (int64_t i = from; i < to; ++i) {
         int64_t begin, end;
         if (!row_of(side, i, begin, end)) return;
+        prefetch_own(call.query, call.query_stride, H, D, i, call.queries);
         widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query);
         std::fill(out + 0, out + H * C, A(0));
         std::fill(top + 0, top + H, A(-INFINITY));
@@ -509,12 +525,13 @@ struct Attention {
         for (; begin < end; begin += kTile) {
           if (!gather(side, begin, end, tile)) return;
           for (int64_t h = 0; h < H; ++h) {
-            prefetch(side, begin, tile.count, h);
+            prefetch_first(side, begin, tile.count, h);
             const A* q = query + h * D;
             scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
           }
           for (int64_t h = 0; h < H; ++h) soften(tile, h, score + h * kTile, top[h], total[h], out + h * C);
           for (int64_t h = 0; h < H; ++h) {
+            prefetch_second(side, begin, tile.count, h);
             const A* weight = score + h * kTile;
             A* sum = out + h * C;
             of_width.add_rows_(sum, weight, tile.second, heads[h].value, static_cast<int>(C), tile.count);
@@ -617,6 +634,8 @@ struct Attention {
       for (int64_t i = from; i < to; ++i) {
         int64_t begin, end;
         if (!row_of(side, i, begin, end)) return;
+        prefetch_own(call.query, call.query_stride, H, D, i, call.queries);
+        prefetch_own(call.grad_out, call.grad_out_stride, H, C, i, call.queries);
         widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query);
         widen(at(call.grad_out, call.grad_out_stride, i), call.grad_out_stride[1], H, C, grad);
         std::fill(sum + 0, sum + H * D, A(0));
@@ -624,7 +643,7 @@ struct Attention {
           if (!gather(side, begin, end, tile)) return;
           const int n = tile.count;
           for (int64_t h = 0; h < H; ++h) {
-            prefetch(side, begin, n, h);
+            prefetch_first(side, begin, n, h);
             const A* q = query + h * D;
             scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
           }
@@ -642,6 +661,7 @@ struct Attention {
             chain(tile, h, score + h * kTile, upstream + h * kTile, lse, delta);
           }
           for (int64_t h = 0; h < H; ++h) {
+            prefetch_second(side, begin, n, h);
             const A *q = query + h * D, *weight = score + h * kTile, *ds = upstream + h * kTile;
             if (call.att) {
               if (call.grad_query || call.grad_att)
@@ -718,6 +738,8 @@ struct Attention {
       for (int64_t j = from; j < to; ++j) {
         int64_t begin, end;
         if (!row_of(side, j, begin, end)) return;
+        prefetch_own(call.key, call.key_stride, G, D, j, call.keys);
+        prefetch_own(call.value, call.value_stride, G, C, j, call.keys);
         widen(at(call.key, call.key_stride, j), call.key_stride[1], G, D, key);
         widen(at(call.value, call.value_stride, j), call.value_stride[1], G, C, value);
         std::fill(sum_key + 0, sum_key + G * D, A(0));
@@ -729,7 +751,7 @@ struct Attention {
           for (int b = 0; b < n; ++b)
             for (int64_t s = 0; s < 2 * H; ++s) of_query[s * kTile + b] = stats[tile.other[b] * 2 * H + s];
           for (int64_t h = 0; h < H; ++h) {
-            prefetch(side, begin, n, h);
+            prefetch_first(side, begin, n, h);
             scores(tile, key + heads[h].dense_key, h, heads[h].query, nullptr, [&](int) { return j; })
                 .store_to(score + h * kTile);
           }
@@ -745,6 +767,7 @@ struct Attention {
             chain(tile, h, score + h * kTile, upstream + h * kTile, Lanes<A>::from(own), Lanes<A>::from(own + kTile));
           }
           for (int64_t h = 0; h < H; ++h) {
+            prefetch_second(side, begin, n, h);
             const A *weight = score + h * kTile, *ds = upstream + h * kTile;
             if (call.grad_key) {
               A* sum = sum_key + heads[h].dense_key;
