@@ -8,7 +8,7 @@
 #include <new>
 #include <utility>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -181,23 +181,51 @@ INLINE Vec<float> load_part(const f16* p, int n) {
 }
 #endif
 
-INLINE void store(float* p, Vec<float> x) { std::memcpy(p, &x, sizeof x); }
-INLINE void store(double* p, Vec<double> x) { std::memcpy(p, &x, sizeof x); }
+// Writes a vector. Streamed, it goes around the cache: a large result that nobody reads soon would otherwise be fetched
+// from memory only to be overwritten. Streamed addresses must be aligned to the vector; `finish_streams` ends them.
+template <bool Stream, class V>
+INLINE void write(void* p, V x) {
+#if defined(__AVX512F__)
+  if constexpr (Stream && sizeof(V) == 64)
+    return _mm512_stream_si512(static_cast<__m512i*>(p), reinterpret_cast<__m512i>(x));
+#endif
+#if defined(__AVX2__)
+  if constexpr (Stream && sizeof(V) == 32)
+    return _mm256_stream_si256(static_cast<__m256i*>(p), reinterpret_cast<__m256i>(x));
+#endif
+#if defined(__SSE2__)
+  if constexpr (Stream && sizeof(V) == 16)
+    return _mm_stream_si128(static_cast<__m128i*>(p), reinterpret_cast<__m128i>(x));
+#endif
+  std::memcpy(p, &x, sizeof x);
+}
+INLINE void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+template <bool Stream = false>
+INLINE void store(float* p, Vec<float> x) {
+  write<Stream>(p, x);
+}
+template <bool Stream = false>
+INLINE void store(double* p, Vec<double> x) {
+  write<Stream>(p, x);
+}
+template <bool Stream = false>
 INLINE void store(bf16* p, Vec<float> x) {
   typedef uint32_t Whole __attribute__((vector_size(kBytes)));
   typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
   const Whole u = reinterpret_cast<Whole>(x);
   const Whole rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  const Half bits = __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Half);
-  std::memcpy(p, &bits, sizeof bits);
+  write<Stream>(p, __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Half));
 }
+template <bool Stream = false>
 INLINE void store(f16* p, Vec<float> x) {
 #if defined(__AVX512F__)
-  const __m256i half = _mm512_cvtps_ph(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+  write<Stream>(p, _mm512_cvtps_ph(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
-  const __m128i half = _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
+  write<Stream>(p, _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT));
 #else
   for (int i = 0; i < kWidth<float>; ++i) p[i] = static_cast<f16>(x[i]);
 #endif

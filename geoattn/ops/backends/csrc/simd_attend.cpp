@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kTile = 16;
 constexpr int kAhead = 16;  // edges between the one worked on and the one prefetched
+constexpr int64_t kStream = 16 << 20;  // bytes from which a result is written around the cache
 
 // Mirrors geoattn.ops.backends.cpu.Call field by field. Strides are in elements; null is absent.
 struct Call {
@@ -320,6 +321,9 @@ struct Attention {
     int64_t other[kTile];      // the node at the other end
     const T* first[kTile];     // row of key (along rows) or query (along the transpose)
     const T* second[kTile];    // row of value or grad_out
+    int next;
+    const T* next_first[kTile];  // the same of the edges kAhead further on
+    const T* next_second[kTile];
     const T* edge_key[kTile];
     const T* edge_value[kTile];
     uint32_t word[kTile][4];  // random, of the group of four heads worked on
@@ -343,48 +347,69 @@ struct Attention {
     return false;
   }
 
-  bool gather(const Side& side, int64_t begin, int64_t end, Tile& tile) {
+  // Reads the numbers of nodes begin to begin + count; those up to kTile repeat the first.
+  INLINE void read(const void* p, int64_t begin, int count, int64_t* to) const {
+    int64_t from[kTile];
+    const int there = begin + kTile <= call.edges ? kTile : count;
+    if (wide) {
+      const int64_t* q = static_cast<const int64_t*>(p) + begin;
+      if (there == kTile)
+        for (int b = 0; b < kTile; ++b) from[b] = q[b];
+      else
+        for (int b = 0; b < there; ++b) from[b] = q[b];
+    } else {
+      const int32_t* q = static_cast<const int32_t*>(p) + begin;
+      if (there == kTile)
+        for (int b = 0; b < kTile; ++b) from[b] = q[b];
+      else
+        for (int b = 0; b < there; ++b) from[b] = q[b];
+    }
+    const int64_t first = from[0];
+    for (int b = 0; b < kTile; ++b) to[b] = b < count ? from[b] : first;
+  }
+  static INLINE void rows(const void* p, int64_t stride, const int64_t* node, const T** to) {
+    const T* base = static_cast<const T*>(p);
+    for (int b = 0; b < kTile; ++b) to[b] = base + node[b] * stride;
+  }
+  static INLINE bool inside(const int64_t* node, int64_t count) {
+    bool good = true;
+    for (int b = 0; b < kTile; ++b) good &= static_cast<uint64_t>(node[b]) < static_cast<uint64_t>(count);
+    return good;
+  }
+
+  INLINE bool gather(const Side& side, int64_t begin, int64_t end, Tile& tile) {
     tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
-    for (int b = 0; b < tile.count; ++b) {
-      const int64_t j = index(side.node, begin + b);
-      if (j < 0 || j >= side.others) {
-        error = 1;
-        return false;
-      }
-      tile.other[b] = j;
-      tile.edge[b] = side.order ? index(side.order, begin + b) : begin + b;
-      if (tile.edge[b] < 0 || tile.edge[b] >= call.edges) {
-        error = 1;
-        return false;
-      }
-      tile.first[b] = at(side.first, side.first_stride, j);
-      tile.second[b] = at(side.second, side.second_stride, j);
+    read(side.node, begin, tile.count, tile.other);
+    bool good = inside(tile.other, side.others);
+    if (side.order) {
+      read(side.order, begin, tile.count, tile.edge);
+      good &= inside(tile.edge, call.edges);
+    } else {
+      for (int b = 0; b < kTile; ++b) tile.edge[b] = b < tile.count ? begin + b : begin;
     }
-    for (int b = tile.count; b < kTile; ++b) tile.first[b] = tile.first[0], tile.second[b] = tile.second[0];
-    if (call.edge_key) {
-      const int64_t size = call.edge_key_heads * D;
-      for (int b = 0; b < kTile; ++b)
-        tile.edge_key[b] = static_cast<const T*>(call.edge_key) + tile.edge[b < tile.count ? b : 0] * size;
+    if (!good) {
+      error = 1;
+      return false;
     }
-    if (call.edge_value) {
-      const int64_t size = call.edge_value_heads * C;
-      for (int b = 0; b < kTile; ++b)
-        tile.edge_value[b] = static_cast<const T*>(call.edge_value) + tile.edge[b < tile.count ? b : 0] * size;
+    rows(side.first, side.first_stride[0], tile.other, tile.first);
+    rows(side.second, side.second_stride[0], tile.other, tile.second);
+    if (call.edge_key) rows(call.edge_key, call.edge_key_heads * D, tile.edge, tile.edge_key);
+    if (call.edge_value) rows(call.edge_value, call.edge_value_heads * C, tile.edge, tile.edge_value);
+
+    tile.next = static_cast<int>(std::clamp<int64_t>(call.edges - begin - kAhead, 0, tile.count));
+    if (tile.next) {
+      int64_t node[kTile];
+      read(side.node, begin + kAhead, tile.next, node);
+      rows(side.first, side.first_stride[0], node, tile.next_first);
+      rows(side.second, side.second_stride[0], node, tile.next_second);
     }
     return true;
   }
 
   // Prefetches what the edges need that lie kAhead beyond those of the tile: in head h, its share of them. Rows that are
   // read first and rows that are read second are asked for at different times, or they would wait for each other.
-  INLINE void prefetch_first(const Side& side, int64_t begin, int count, int64_t h) const {
-    const int until = static_cast<int>(std::min<int64_t>(count, call.edges - begin - kAhead));
-    for (int b = static_cast<int>(h); b < until; b += static_cast<int>(H))
-      prefetch_row(at(side.first, side.first_stride, index(side.node, begin + kAhead + b)), side.first_bytes);
-  }
-  INLINE void prefetch_second(const Side& side, int64_t begin, int count, int64_t h) const {
-    const int until = static_cast<int>(std::min<int64_t>(count, call.edges - begin - kAhead));
-    for (int b = static_cast<int>(h); b < until; b += static_cast<int>(H))
-      prefetch_row(at(side.second, side.second_stride, index(side.node, begin + kAhead + b)), side.second_bytes);
+  INLINE void prefetch(const T* const* row, int count, int64_t bytes, int64_t h) const {
+    for (int b = static_cast<int>(h); b < count; b += static_cast<int>(H)) prefetch_row(row[b], bytes);
   }
   static INLINE void prefetch_row(const T* row, int64_t bytes) {
     const char *p = reinterpret_cast<const char*>(row), *end = p + bytes;
@@ -412,11 +437,15 @@ struct Attention {
     }
   }
   // to[:] = by * sum[:]
-  static void narrow(const A* sum, A by, int64_t length, T* to) {
+  static INLINE void narrow(const A* sum, A by, int64_t length, T* to, bool stream) {
     int64_t d = 0;
+    if (stream && reinterpret_cast<uintptr_t>(to) % kBytes == 0)
+      for (; d + W <= length; d += W) store<true>(to + d, load(sum + d) * by);
     for (; d + W <= length; d += W) store(to + d, load(sum + d) * by);
     for (; d < length; ++d) to[d] = static_cast<T>(sum[d] * by);
   }
+  // Whether a result of so many numbers would drive everything else from the cache.
+  static bool streams(int64_t numbers) { return numbers * static_cast<int64_t>(sizeof(T)) >= kStream; }
 
   Additive<T> additive_of(const Tile& tile, const A* own, int64_t h, int64_t offset) const {
     return {own,
@@ -511,6 +540,7 @@ struct Attention {
 
   int forward() {
     const Side side = along_rows();
+    const bool stream = streams(call.queries * H * C);
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> query(H * D), out(H * C), score(H * kTile), top(H + W), total(H + W), share(H + W);
       Tile tile;
@@ -525,13 +555,13 @@ struct Attention {
         for (; begin < end; begin += kTile) {
           if (!gather(side, begin, end, tile)) return;
           for (int64_t h = 0; h < H; ++h) {
-            prefetch_first(side, begin, tile.count, h);
+            prefetch(tile.next_first, tile.next, side.first_bytes, h);
             const A* q = query + h * D;
             scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
           }
           for (int64_t h = 0; h < H; ++h) soften(tile, h, score + h * kTile, top[h], total[h], out + h * C);
           for (int64_t h = 0; h < H; ++h) {
-            prefetch_second(side, begin, tile.count, h);
+            prefetch(tile.next_second, tile.next, side.second_bytes, h);
             const A* weight = score + h * kTile;
             A* sum = out + h * C;
             of_width.add_rows_(sum, weight, tile.second, heads[h].value, static_cast<int>(C), tile.count);
@@ -548,8 +578,9 @@ struct Attention {
           store_part(to_lse + h, lse, static_cast<int>(std::min<int64_t>(H - h, W)));
         }
         T* to_out = static_cast<T*>(call.out) + i * H * C;
-        for (int64_t h = 0; h < H; ++h) narrow(out + h * C, share[h], C, to_out + h * C);
+        for (int64_t h = 0; h < H; ++h) narrow(out + h * C, share[h], C, to_out + h * C, stream);
       }
+      finish_streams();
     });
     return error;
   }
@@ -623,6 +654,7 @@ struct Attention {
 
   void along_queries() {
     const Side side = along_rows();
+    const bool stream = streams(call.queries * H * D);
     const int64_t step = grain(call.queries);
     std::vector<A> att_parts;  // one sum per block, so that its order does not depend on threads
     if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * H * D);
@@ -643,7 +675,7 @@ struct Attention {
           if (!gather(side, begin, end, tile)) return;
           const int n = tile.count;
           for (int64_t h = 0; h < H; ++h) {
-            prefetch_first(side, begin, n, h);
+            prefetch(tile.next_first, tile.next, side.first_bytes, h);
             const A* q = query + h * D;
             scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
           }
@@ -661,7 +693,7 @@ struct Attention {
             chain(tile, h, score + h * kTile, upstream + h * kTile, lse, delta);
           }
           for (int64_t h = 0; h < H; ++h) {
-            prefetch_second(side, begin, n, h);
+            prefetch(tile.next_second, tile.next, side.second_bytes, h);
             const A *q = query + h * D, *weight = score + h * kTile, *ds = upstream + h * kTile;
             if (call.att) {
               if (call.grad_query || call.grad_att)
@@ -678,8 +710,9 @@ struct Attention {
           }
         }
         if (call.grad_query)
-          narrow(sum, call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + i * H * D);
+          narrow(sum, call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + i * H * D, stream);
       }
+      finish_streams();
     });
     if (!call.grad_att) return;
     A* total = static_cast<A*>(call.grad_att);
@@ -730,6 +763,7 @@ struct Attention {
     const Side side = {call.t_rowptr, call.t_row, call.t_order, call.keys, call.queries, call.query, call.grad_out,
                        call.query_stride, call.grad_out_stride, bytes(call.query_stride, H, D),
                        bytes(call.grad_out_stride, H, C)};
+    const bool stream = streams(call.keys * G * std::max(D, C));
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> key(G * D), value(G * C), sum_key(G * D), sum_value(G * C), sum_weight(H), score(H * kTile),
           upstream(H * kTile);
@@ -751,7 +785,7 @@ struct Attention {
           for (int b = 0; b < n; ++b)
             for (int64_t s = 0; s < 2 * H; ++s) of_query[s * kTile + b] = stats[tile.other[b] * 2 * H + s];
           for (int64_t h = 0; h < H; ++h) {
-            prefetch_first(side, begin, n, h);
+            prefetch(tile.next_first, tile.next, side.first_bytes, h);
             scores(tile, key + heads[h].dense_key, h, heads[h].query, nullptr, [&](int) { return j; })
                 .store_to(score + h * kTile);
           }
@@ -767,7 +801,7 @@ struct Attention {
             chain(tile, h, score + h * kTile, upstream + h * kTile, Lanes<A>::from(own), Lanes<A>::from(own + kTile));
           }
           for (int64_t h = 0; h < H; ++h) {
-            prefetch_second(side, begin, n, h);
+            prefetch(tile.next_second, tile.next, side.second_bytes, h);
             const A *weight = score + h * kTile, *ds = upstream + h * kTile;
             if (call.grad_key) {
               A* sum = sum_key + heads[h].dense_key;
@@ -785,14 +819,15 @@ struct Attention {
           }
         }
         if (call.grad_key)
-          narrow(sum_key, call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D);
-        if (call.grad_value) narrow(sum_value, A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C);
+          narrow(sum_key, call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D, stream);
+        if (call.grad_value) narrow(sum_value, A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C, stream);
         if (call.grad_log_weight) {
           A* to_weight = static_cast<A*>(call.grad_log_weight) + j * call.weight_heads;
           std::fill(to_weight, to_weight + call.weight_heads, A(0));
           for (int64_t h = 0; h < H; ++h) to_weight[heads[h].weight] += sum_weight[h];
         }
       }
+      finish_streams();
     });
   }
 
