@@ -245,6 +245,17 @@ def test_a_row_of_a_million_keys(name):
         torch.testing.assert_close(out.double(), once, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "heads", "width"), [(torch.float32, 4, 32), (torch.bfloat16, 7, 40)])
+@pytest.mark.parametrize("name", [n for n in FAST if n == "cpu"])
+def test_results_too_large_for_the_cache(name, dtype, heads, width):
+    """They are written around it; rows of 560 bytes are not aligned to vectors."""
+    count = 40_000
+    pattern = random_pattern(count, count, 2 * count)
+    a = {n: torch.randn(count, heads, width, dtype=dtype, requires_grad=True) for n in ("query", "key", "value")}
+    assert a["query"].nbytes > 1 << 24
+    assert_same(run(name, pattern, a), run("torch", pattern, a), dtype)
+
+
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_no_edges_and_no_nodes(name):
     for queries, keys in ((3, 2), (0, 2), (3, 0), (0, 0)):
