@@ -137,7 +137,7 @@ def _backward_sparse(
     along_keys = None
     if transpose is not None:
         along_keys = _Matrix(transpose.rowptr, transpose.row, query.size(0))
-    row = reference.row_of_edges(problem).long()
+    row = torch.repeat_interleave(matrix.rowptr.diff(), output_size=problem.col.numel())
     sums = {name: getattr(problem, name).dtype for name in needs}
     if query.size(1) != key.size(1):  # several heads add to one gradient
         sums |= {name: problem.sum_dtype for name in needs if name in ("key", "value")}
