@@ -1,7 +1,6 @@
 """Neighbor search and farthest points against scipy, pykdtree, open3d, fpsample and torch-cluster.
 
-Every variant gets the same float32 points in memory and builds its own tree. Peers that are not installed are listed as
-failed.
+Every variant gets the same float32 points in memory and builds its own tree. Peers that are not installed are left out.
 
 python -m benchmarks.search
 """
@@ -9,6 +8,7 @@ python -m benchmarks.search
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +37,13 @@ def cube(count: int) -> Tensor:
     return torch.rand(count, 3)
 
 
-def lazily(module: str, run: Callable[[Any], Any], same: bool = True) -> Callable[[], Variant]:
-    """A variant that needs ``module``; ``run`` gets it and gives indices."""
+Variants = dict[str, Callable[[], Variant]]
+
+
+def lazily(module: str, run: Callable[[Any], Any], same: bool = True) -> Callable[[], Variant] | None:
+    """A variant that needs ``module``, if that is installed; ``run`` gets it and gives indices."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return None
 
     def variant() -> Variant:
         found = importlib.import_module(module)
@@ -52,7 +57,7 @@ def own(run: Callable[[], Tensor]) -> Callable[[], Variant]:
     return lambda: Variant(lambda: run().double())
 
 
-def knn_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[], Variant]]:
+def knn_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[], Variant] | None]:
     """Each gives ``[N, 16]`` indices."""
     pos = cloud(job.size)
     array, points = pos.numpy(), search._points(pos, None, None, None)
@@ -73,7 +78,7 @@ def knn_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[],
     }
 
 
-def radius_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[], Variant]]:
+def radius_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[], Variant] | None]:
     """About sixteen neighbors each, which not all variants sort; each gives how many pairs it found."""
     pos = cloud(job.size)
     array, points = pos.numpy(), search._points(pos, None, None, None)
@@ -103,12 +108,12 @@ def radius_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[
     }
 
 
-def farthest_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[], Variant]]:
+def farthest_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[], Variant] | None]:
     """4,096 points of 100,000, the same share of others; each gives their indices. fpsample starts where it likes."""
     pos = cloud(job.size)
     array, count = pos.numpy(), max(1, len(pos) * 4096 // 100_000)
 
-    def kdline(height: int) -> Callable[[], Variant]:
+    def kdline(height: int) -> Callable[[], Variant] | None:
         return lazily("fpsample", lambda m: m.bucket_fps_kdline_sampling(array, count, h=height), same=False)
 
     def by_open3d(open3d: Any) -> int:
@@ -121,8 +126,13 @@ def farthest_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callabl
     }
 
 
+def present(variants: dict[str, Callable[[], Variant] | None]) -> Variants:
+    """Those whose module is installed."""
+    return {name: variant for name, variant in variants.items() if variant is not None}
+
+
 CASES = {
-    f"{task}, {name}": lambda job, make=make, cloud=cloud: make(job, cloud)
+    f"{task}, {name}": lambda job, make=make, cloud=cloud: present(make(job, cloud))
     for task, make in (("knn", knn_case), ("radius", radius_case), ("farthest", farthest_case))
     for name, cloud in (("sphere", sphere), ("cube", cube))
 }
