@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -24,16 +25,18 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link the kernels."""
-        objects = []
-        for name, flags in INSTRUCTION_SETS.items():
-            objects += self.compiler.compile(
+
+        def compile_for(name: str) -> list[str]:
+            return self.compiler.compile(
                 [str(path) for path in sorted(CSRC.glob("simd_*.cpp"))],
                 output_dir=str(Path(self.build_temp) / name),
                 macros=[("GEOATTN_ISA", name)],
-                extra_postargs=ext.extra_compile_args + flags,
+                extra_postargs=ext.extra_compile_args + INSTRUCTION_SETS[name],
                 depends=ext.depends,
             )
-        ext.extra_objects = objects
+
+        with ThreadPoolExecutor() as pool:
+            ext.extra_objects = [path for objects in pool.map(compile_for, INSTRUCTION_SETS) for path in objects]
         super().build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:

@@ -162,7 +162,10 @@ def attend(
     if name in fused.OWN_GRADIENTS:
         columns = pattern.transpose if _needs_columns(problem) else None
         transpose = [] if columns is None else [columns.rowptr, columns.col, columns.edge_order]
-        out, lse = fused.attend(*problem[:-1], transpose, name)  # all but first_edge
+        visits = pattern.visits() if name in ("cpu", None) else None
+        of_keys = pattern.visits(transposed=True) if name in ("cpu", None) and columns is not None else None
+        settings = problem[:-2]  # without first_edge and visits
+        out, lse = fused.attend(*settings, transpose, [*(visits or ())], [*(of_keys or ())], name)
     else:
         out, lse = choose(problem, name).forward(problem)
     if pattern.heads > 1:

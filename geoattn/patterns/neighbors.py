@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
+from geoattn.patterns.visits import Visits, find_visits
 
 INT32_MAX = torch.iinfo(torch.int32).max
 
@@ -66,6 +67,7 @@ class Neighbors:
         # Made when first asked for. Not cached_property, whose lock torch.compile cannot see through on Python 3.11.
         self._row: Tensor | None = None
         self._transpose: Neighbors | None = None
+        self._visits: dict[bool, Visits | None] = {}
         if check and not torch.compiler.is_compiling():
             self._check()
 
@@ -115,6 +117,26 @@ class Neighbors:
             rowptr, row, order = _transposed(self.rowptr, self.col, self.num_keys)
             self._transpose = Neighbors(rowptr, row, self.num_queries, order, self.heads, check=False)
         return self._transpose
+
+    def visits(self, *, transposed: bool = False) -> Visits | None:
+        """The rows in an order in which those with keys in common follow each other, for kernels that read along rows.
+
+        What such a kernel reads then stays in the cache of a CPU, whatever the order of the elements: attention over
+        100,000 random points takes half the time. None where that would not pay: on other devices, for fewer than
+        16,384 keys, where rows already lie so, where the queries are not the keys; and without the compiled kernels.
+        It is made when first asked for, but not while compiling.
+
+        Args:
+            transposed: Whether the rows are those of the `transpose`; positions are in *this* pattern's ``col``.
+
+        Raises:
+            IndexError: If the pattern was not checked and is wrong.
+        """
+        if transposed not in self._visits and not torch.compiler.is_compiling():
+            by = self.transpose if transposed else self
+            order = by.edge_order if transposed else None
+            self._visits[transposed] = find_visits(by.rowptr, by.col, by.num_keys, order)
+        return self._visits.get(transposed)
 
     def reorder_edges(self, edge_value: Tensor) -> Tensor:
         """Bring values given in the order of the caller's ``edge_index`` into the order of ``col``.

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import geoattn
 from geoattn import Neighbors, attend
 from geoattn.ops.backends import cpu, fused, philox
+from geoattn.patterns import visits
 
 AVAILABLE = [name for name, state in geoattn.backends().items() if state == "available" and name != "reference"]
 # Those with a backward pass of their own.
@@ -128,13 +129,20 @@ def patterns(draw):
     )
 
 
-@settings(max_examples=40)
-@given(patterns(), st.sampled_from(sorted(SCORES)), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
-def test_any_pattern_and_width(pattern, score, groups, dim, width):
-    arguments = problem(pattern, score, 6, groups, dim, width)
+# Those in the second half have code of their own where they are a multiple of a vector.
+WIDTHS = st.one_of(st.integers(1, 40), st.sampled_from([4, 8, 16, 32, 64]))
+
+
+@settings(max_examples=80)
+@given(
+    patterns(), st.sampled_from(sorted(SCORES)), st.sampled_from([torch.float32, torch.float64]),
+    st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 6]), WIDTHS, WIDTHS,
+)  # fmt: skip
+def test_any_pattern_and_width(pattern, score, dtype, groups, share, dim, width):
+    arguments = problem(pattern, score, groups * share, groups, dim, width, dtype)
     expected = run("reference", pattern, arguments)
     for name in AVAILABLE:
-        assert_same(run(name, pattern, arguments), expected, torch.float64)
+        assert_same(run(name, pattern, arguments), expected, dtype)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -336,6 +344,29 @@ def test_the_same_bits_for_any_number_of_threads(name, score):
         torch.set_num_threads(1)
 
 
+@pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
+@pytest.mark.parametrize("score", ["dot", "everything", "gatv2_edges"])
+def test_the_same_bits_in_whatever_order_rows_are_visited(score):
+    make = torch.Generator().manual_seed(0)
+    degree = torch.randint(0, 7, (visits.MIN_KEYS,), generator=make)
+    degree[5] = 40  # several tiles
+    query = torch.arange(len(degree)).repeat_interleave(degree)
+    key = (query + torch.randint(-9, 10, query.shape, generator=make)) % len(degree)
+    shuffled = torch.randperm(len(degree), generator=make)
+    pattern = Neighbors.from_edge_index(shuffled[torch.stack([key, query])], len(degree))
+    assert pattern.visits() is not None
+    assert pattern.visits(transposed=True) is not None
+    arguments = problem(pattern, score, dim=3, width=2, dtype=torch.float32)
+    dropout = 0.5 if score == "dot" else 0.0
+    found = run("cpu", pattern, arguments, dropout=dropout)
+    pattern._visits = {False: None, True: None}
+    for name, value in run("cpu", pattern, arguments, dropout=dropout).items():
+        if name == "att":  # one sum over all rows, in another order
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4 * value.abs().max().item())
+        else:
+            assert torch.equal(found[name], value), name
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability):
     """The kernels of each instruction set this machine has, in processes of their own."""
@@ -390,7 +421,7 @@ def test_opcheck(name, score):
     arguments = (
         *(a[n] for n in ("query", "key", "value")), pattern.rowptr, pattern.col, a.get("bias"), weight,
         a.get("edge_key"), a.get("edge_value"), a.get("att"), 0.5, 0.2, 0.0, None,
-        [columns.rowptr, columns.col, columns.edge_order], name,
+        [columns.rowptr, columns.col, columns.edge_order], [], [], name,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.geoattn.attend.default, arguments)
 
@@ -461,7 +492,7 @@ def test_autocast(name):
         out = attend(query, key, value.float(), pattern, bias)  # one of another type, as a parameter would be
         direct, _ = torch.ops.geoattn.attend(
             query, key, value.float(), pattern.rowptr, pattern.col, bias, None, None, None, None, 2**-0.5, 0.2, 0.0,
-            None, [], None,
+            None, [], [], [], None,
         )  # fmt: skip
     assert out.dtype == direct.dtype == torch.bfloat16
     expected = attend(*(t.double() for t in (query, key, value)), pattern, bias.double())

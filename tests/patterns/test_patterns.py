@@ -7,6 +7,10 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from geoattn import Neighbors, Windows, attend
+from geoattn.ops.backends import cpu
+from geoattn.patterns.visits import MIN_KEYS
+
+COMPILED = pytest.mark.skipif(cpu.unavailable() is not None, reason="needs the compiled kernels")
 
 edge_lists = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=25)
 
@@ -142,6 +146,50 @@ def test_attention_does_not_see_the_numbering(edges, by, batched, dtype, seed):
     again, order2 = moved.reorder(None if pos is None else pos[order], batch)
     out = attend(*(x[order][order2] for x in (query, key, value)), again, again.reorder_edges(bias))
     torch.testing.assert_close(torch.empty_like(out).index_copy(0, order[order2], out), back)
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_rows_are_visited_once_and_whole(dtype):
+    pattern = Neighbors.knn(torch.rand(MIN_KEYS, 3), 16).to(dtype)
+    for transposed, p in ((False, pattern), (True, pattern.transpose)):
+        rowptr, col, edge, row = pattern.visits(transposed=transposed)
+        assert torch.equal(row.sort().values, torch.arange(MIN_KEYS, dtype=torch.int32))
+        assert torch.equal(rowptr.diff(), p.degree[row].int())
+        position = torch.arange(p.num_edges) - rowptr[:-1].repeat_interleave(rowptr.diff())
+        position += p.rowptr[:-1][row].repeat_interleave(rowptr.diff())
+        assert torch.equal(col.to(dtype), p.col[position])
+        assert torch.equal(edge.to(dtype), p.edge_order[position] if transposed else position.to(dtype))
+
+
+@COMPILED
+def test_rows_that_follow_each_other_read_few_keys():
+    def keys_read(col):
+        return sum(len(part.unique()) for part in col.split(16 * 512)) / MIN_KEYS
+
+    pattern = Neighbors.knn(torch.rand(MIN_KEYS, 3), 16)
+    assert keys_read(pattern.visits().col) < 3 < 12 < keys_read(pattern.col)
+
+
+@COMPILED
+def test_rows_are_visited_as_they_are_where_another_order_would_not_pay():
+    pos = torch.rand(MIN_KEYS, 3)
+    assert Neighbors.knn(pos[:-1], 16).visits() is None  # few
+    assert Neighbors.knn(pos, 16).reorder(pos)[0].visits() is None  # near each other as they are
+    col = torch.randint(MIN_KEYS, (16 * MIN_KEYS,))
+    assert Neighbors(torch.arange(0, len(col) + 1, 16), col, MIN_KEYS).visits() is None  # near nothing
+    edge_index = Neighbors.knn(pos, 16).to_edge_index()
+    assert Neighbors.from_edge_index(edge_index, MIN_KEYS + 1, MIN_KEYS).visits() is None  # queries are not keys
+
+
+@COMPILED
+@pytest.mark.parametrize(("col", "last"), [(-1, 1), (MIN_KEYS, 1), (0, 2)])
+def test_visiting_checks_what_was_not_checked(col, last):
+    rowptr = torch.arange(MIN_KEYS + 1)
+    pattern = Neighbors(rowptr, torch.arange(MIN_KEYS), MIN_KEYS, check=False)
+    pattern.col[7], pattern.rowptr[-1] = col, rowptr[-2] + last
+    with pytest.raises(IndexError, match=r"outside|rise"):
+        pattern.visits()
 
 
 def test_rows_move_whole():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+from geoattn.patterns.visits import Visits
 
 _DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 _INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
@@ -84,11 +85,17 @@ def backward(
         grad_lse = grad_lse.contiguous()
         call.grad_lse = grad_lse.data_ptr()
     if transpose is not None:
-        call.t_rowptr, call.t_row, call.t_order = (t.data_ptr() for t in transpose)
+        call.columns = _visits(transpose.visits or Visits(transpose.rowptr, transpose.row, transpose.order, None))
     for name, grad in grads.items():
         setattr(call, f"grad_{name}", grad.data_ptr())
     _run("geoattn_attend_backward", call)
     return Gradients(**grads)
+
+
+class _Visits(ctypes.Structure):
+    """Mirrors ``Visits`` in csrc/simd_attend.cpp."""
+
+    _fields_ = [*[(name, ctypes.c_void_p) for name in ("ptr", "node", "edge", "row")], ("wide", ctypes.c_int64)]
 
 
 class _Call(ctypes.Structure):
@@ -98,15 +105,17 @@ class _Call(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in ("queries", "keys", "edges", "heads", "key_heads", "dim", "width")],
         *[(name, ctypes.c_void_p) for name in ("query", "key", "value")],
         *[(f"{name}_stride", ctypes.c_int64 * 2) for name in ("query", "key", "value")],
-        *[(name, ctypes.c_void_p) for name in ("rowptr", "col")],
+        ("rows", _Visits),
         *[(name, ctypes.c_void_p) for name in ("bias", "log_weight", "edge_key", "edge_value", "att")],
         *[(f"{name}_heads", ctypes.c_int64) for name in ("bias", "weight", "edge_key", "edge_value")],
         *[(name, ctypes.c_double) for name in ("scale", "negative_slope", "dropout")],
         ("seed", ctypes.c_uint64),
-        *[(name, ctypes.c_void_p) for name in ("out", "lse", "t_rowptr", "t_row", "t_order", "grad_out", "grad_lse")],
+        *[(name, ctypes.c_void_p) for name in ("out", "lse")],
+        ("columns", _Visits),
+        *[(name, ctypes.c_void_p) for name in ("grad_out", "grad_lse")],
         ("grad_out_stride", ctypes.c_int64 * 2),
         *[(f"grad_{name}", ctypes.c_void_p) for name in Gradients._fields],
-        *[(name, ctypes.c_int64) for name in ("dtype", "wide_index", "threads")],
+        *[(name, ctypes.c_int64) for name in ("dtype", "threads")],
     ]
 
 
@@ -126,8 +135,7 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
         query_stride=_strides(query),
         key_stride=_strides(key),
         value_stride=_strides(value),
-        rowptr=rowptr.data_ptr(),
-        col=col.data_ptr(),
+        rows=_visits(problem.visits or Visits(rowptr, col, None, None)),
         scale=problem.scale,
         negative_slope=problem.negative_slope,
         dropout=problem.dropout,
@@ -135,7 +143,6 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
         out=out.data_ptr(),
         lse=lse.data_ptr(),
         dtype=_DTYPES.index(query.dtype),
-        wide_index=col.dtype == torch.int64,
         threads=torch.get_num_threads(),
     )
     for name, heads in (
@@ -151,6 +158,10 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
             if heads:
                 setattr(call, heads, term.size(1))
     return call
+
+
+def _visits(visits: Visits) -> _Visits:
+    return _Visits(*[None if x is None else x.data_ptr() for x in visits], visits.rowptr.dtype == torch.int64)
 
 
 def _strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:

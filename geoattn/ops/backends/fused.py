@@ -7,6 +7,7 @@ to be differentiated again runs the reference formulas instead, which are right 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,17 +16,19 @@ from torch import Tensor
 from geoattn.ops.backends import reference
 from geoattn.ops.backends.choose import choose
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+from geoattn.patterns.visits import Visits
 
 # The backends with a backward pass of their own, and None for whichever is best where the operator runs.
 OWN_GRADIENTS = ("torch", "cpu", "triton", None)
 _NAMES = Gradients._fields
 
 
-# The fields of `Problem`, the tensors of `Transpose` (none where no gradient needs them), and the backend.
+# The fields of `Problem`; the tensors of `Transpose` (none where no gradient needs them); those of the `Visits` of both
+# (none where they have none); and the backend.
 _ARGUMENTS = """
     Tensor query, Tensor key, Tensor value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
     Tensor? edge_key, Tensor? edge_value, Tensor? att, float scale, float negative_slope, float dropout, Tensor? seed,
-    Tensor[] transpose, str? backend
+    Tensor[] transpose, Tensor[] visits, Tensor[] transpose_visits, str? backend
 """
 
 
@@ -67,31 +70,37 @@ def _(*arguments: Any) -> list[Tensor]:
 
 def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | None]:
     """With the strides that `Problem` promises."""
-    query, key, value, *others, seed, transpose, backend = arguments
+    query, key, value, *others, seed, transpose, visits, transpose_visits, backend = arguments
     rows = [x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value)]
     others = [x.contiguous() if isinstance(x, Tensor) else x for x in others]
-    problem = Problem._make([*rows, *others, None if seed is None else int(seed), 0])
-    return problem, Transpose(*transpose) if transpose else None, backend
+    number = None if seed is None else int(seed)
+    problem = Problem._make([*rows, *others, number, 0, Visits(*visits) if visits else None])
+    if not transpose:
+        return problem, None, backend
+    rowptr, row, order = transpose
+    return problem, Transpose(rowptr, row, order, Visits(*transpose_visits) if transpose_visits else None), backend
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scale, negative_slope, dropout, seed, transpose, backend = inputs
+    *tensors, scale, negative_slope, dropout, seed, transpose, visits, transpose_visits, backend = inputs
     ctx.settings, ctx.backend = (scale, negative_slope, dropout), backend
-    ctx.save_for_backward(*tensors, seed, *transpose, *output)
+    ctx.lengths = [len(transpose), len(visits), len(transpose_visits)]
+    ctx.save_for_backward(*tensors, seed, *transpose, *visits, *transpose_visits, *output)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
     *saved, out, lse = ctx.saved_tensors
-    tensors, seed, transpose = saved[:10], saved[10], saved[11:]
+    tensors, seed, rest = saved[:10], saved[10], iter(saved[11:])
+    orders = [list(islice(rest, length)) for length in ctx.lengths]
     needs = ctx.needs_input_grad[:3] + ctx.needs_input_grad[5:10]
     if torch.is_grad_enabled():
         grads = _differentiable(tensors, ctx.settings, seed, needs, grad_out, grad_lse)
     else:
         found = attend_backward(
-            *tensors, *ctx.settings, seed, transpose, ctx.backend, out, lse, grad_out, grad_lse, needs
+            *tensors, *ctx.settings, seed, *orders, ctx.backend, out, lse, grad_out, grad_lse, needs
         )
         grads = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
-    return *grads[:3], None, None, *grads[3:], None, None, None, None, [None] * len(transpose), None
+    return *grads[:3], None, None, *grads[3:], None, None, None, None, *[[None] * n for n in ctx.lengths], None
 
 
 def _differentiable(
@@ -107,7 +116,7 @@ def _differentiable(
     places = [place for place, needed in zip((0, 1, 2, 5, 6, 7, 8, 9), needs, strict=True) if needed]
     for place in places:
         tensors[place] = tensors[place].view_as(tensors[place])  # where this backward pass ends
-    out, lse = reference.forward(Problem._make([*tensors, *settings, seed, 0]))
+    out, lse = reference.forward(Problem._make([*tensors, *settings, seed, 0, None]))
     outputs, upstream = [out], [grad_out]
     if grad_lse is not None:
         outputs, upstream = [out, lse], [grad_out, grad_lse]

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geoattn.patterns.visits import Visits
+
 
 class Problem(NamedTuple):
     r"""One call of `geoattn.attend` over `Neighbors`.
@@ -39,6 +41,7 @@ class Problem(NamedTuple):
     dropout: float
     seed: int | Tensor | None  # in [0, 2^63), None without dropout; a number wherever a kernel is called
     first_edge: int = 0  # position of the first edge, where the problem is a cut of a larger one
+    visits: Visits | None = None  # the same rows in an order that suits the cache of a CPU
 
     @property
     def sum_dtype(self) -> torch.dtype:
@@ -52,6 +55,7 @@ class Transpose(NamedTuple):
     rowptr: Tensor  # [M + 1]
     row: Tensor  # [E], query of every edge
     order: Tensor  # [E], its position in Problem.col
+    visits: Visits | None = None  # the same rows in an order that suits the cache of a CPU
 
 
 class Gradients(NamedTuple):

@@ -25,6 +25,8 @@
 #define GEOATTN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a == b){__VA_ARGS__})
 #endif
 #define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#define LAMBDA_INLINE __attribute__((always_inline))
 
 namespace GEOATTN_NAMESPACE {
 
@@ -248,6 +250,10 @@ INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {
   return fold_<S>(a, b, std::make_integer_sequence<int, kWidth<A>>{});
 }
 
+template <int W>
+constexpr int kLevels = W == 1 ? 0 : 1 + kLevels<W / 2>;
+template <>
+constexpr int kLevels<1> = 0;
 // Lane l of the result is the sum of the lanes of leaf(first + l), for l < 2^Levels.
 template <int Levels, class A, class Leaf>
 INLINE Vec<A> tree(const Leaf& leaf, int first) {
@@ -276,14 +282,16 @@ template <int S, class V, int... L>
 INLINE V swap_(V x, std::integer_sequence<int, L...>) {
   return GEOATTN_SHUFFLE(x, x, (L ^ S)...);
 }
+// Lane l of the result is the lane across S.
 template <int S, class A>
-INLINE A max_lanes(Vec<A> x) {
-  if constexpr (S < kWidth<A>) {
-    const Vec<A> y = swap_<S>(x, std::make_integer_sequence<int, kWidth<A>>{});
-    return max_lanes<2 * S, A>(x > y ? x : y);
-  } else {
-    return x[0];
-  }
+INLINE Vec<A> across(Vec<A> x) {
+  return swap_<S>(x, std::make_integer_sequence<int, kWidth<A>>{});
+}
+template <class A>
+INLINE bool any(Mask<A> lanes) {
+  bool found = false;
+  for (int l = 0; l < kWidth<A>; ++l) found |= lanes[l] != 0;
+  return found;
 }
 
 INLINE Vec<float> exp(Vec<float> x) {
@@ -344,6 +352,7 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   operator A*() { return data_; }
+  const A* data() const { return data_; }
 
  private:
   static size_t bytes(int64_t count) { return (static_cast<size_t>(count) * sizeof(A) + 127) & ~size_t{63}; }

@@ -1,12 +1,15 @@
 // Attention over compressed rows: softmax of scores, sum of values, and the gradients, with nothing stored per edge.
 //
-// Work goes row by row in tiles of 16 edges, and in a tile step by step, each for all heads, so that the processor has
-// independent work at hand. The scores of a tile are 16 dot products of one query with 16 gathered rows, folded into
-// vectors of scores; meanwhile the rows of edges further on are prefetched. Gradients of queries go along rows, gradients of keys and values along the transpose, so
-// every sum has one owner and one order: the bits do not depend on the number of threads.
+// Work goes row by row in tiles of 16 edges, and in a tile edge by edge, all heads of it side by side: a row of keys is
+// read from end to end, and its dot products are folded into vectors of scores that hold several edges, so that a short
+// row wastes little. Meanwhile the rows of edges further on are prefetched. Gradients of queries go along rows,
+// gradients of keys and values along the transpose, so every sum has one owner and one order: the bits do not depend on
+// the number of threads.
 
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -17,30 +20,40 @@ using geoattn::parallel_blocks;
 
 namespace {
 
-constexpr int kTile = 16;
-constexpr int kAhead = 16;  // edges between the one worked on and the one prefetched
+constexpr int kTile = 16;        // edges
+constexpr int kBatch = 4;        // tiles
+constexpr int kBatchEdges = 32;  // a batch that has so many takes no further tile
+constexpr int kAhead = 16;       // edges between the one worked on and the one prefetched
 constexpr int64_t kStream = 16 << 20;  // bytes from which a result is written around the cache
 
-// Mirrors geoattn.ops.backends.cpu.Call field by field. Strides are in elements; null is absent.
+// Compressed rows in any order: where each begins, the node at the other end of every edge, the position of every edge in
+// col, which row each is. The last two are null where they count up from 0.
+struct Visits {
+  const void *ptr, *node, *edge, *row;
+  int64_t wide;  // 64-bit numbers
+};
+
+// Mirrors geoattn.ops.backends.cpu._Call field by field. Strides are in elements; null is absent.
 struct Call {
   int64_t queries, keys, edges, heads, key_heads, dim, width;
   const void *query, *key, *value;
   int64_t query_stride[2], key_stride[2], value_stride[2];
-  const void *rowptr, *col;
+  Visits rows;
   const void *bias, *log_weight, *edge_key, *edge_value, *att;
   int64_t bias_heads, weight_heads, edge_key_heads, edge_value_heads;
   double scale, negative_slope, dropout;
   uint64_t seed;
   void *out, *lse;
   // Of the backward pass only.
-  const void *t_rowptr, *t_row, *t_order;
+  Visits columns;  // the transpose
   const void *grad_out, *grad_lse;
   int64_t grad_out_stride[2];
   void *grad_query, *grad_key, *grad_value, *grad_bias, *grad_log_weight, *grad_edge_key, *grad_edge_value, *grad_att;
-  int64_t dtype, wide_index, threads;
+  int64_t dtype, threads;
 };
 
-// ---- What is done with the rows of a tile, for one head -------------------------------------------------------------
+// ---- What is done with the rows of a tile, for a block of P heads ---------------------------------------------------
+// Numbers per edge and head lie edge by edge, [kTile, P], so that a vector of W lanes holds W / P edges.
 
 // Full vectors at compile time where N says how many; N = 0 reads any length, with a last part.
 template <class T, int N>
@@ -49,210 +62,255 @@ struct Span {
   int length;
   INLINE int full() const { return N ? N : length / kWidth<A>; }
   INLINE int rest() const { return N ? 0 : length % kWidth<A>; }
+  INLINE int bytes() const { return (N ? N * kWidth<A> : length) * static_cast<int>(sizeof(T)); }
 };
 
-// One number for each edge of a tile, kept in registers.
-template <class A>
-struct Lanes {
-  static constexpr int W = kWidth<A>, kParts = kTile / W;
-  Vec<A> part[kParts];
+// Rows of a tile, where in them each head of the block begins, and the rows to prefetch meanwhile (or null).
+template <class T>
+struct Rows {
+  const T* const* row;
+  const int64_t* offset;
+  const T* const* ahead;
 
-  template <class F>
-  INLINE void each(const F& f) {
-    for (int n = 0; n < kParts; ++n) f(n, part[n]);
-  }
-  INLINE void store_to(A* p) const {
-    for (int n = 0; n < kParts; ++n) store(p + n * W, part[n]);
-  }
-  static INLINE Lanes from(const A* p) {
-    Lanes x;
-    for (int n = 0; n < kParts; ++n) x.part[n] = load(p + n * W);
-    return x;
+  INLINE const T* at(int b, int h) const { return row[b] + offset[h]; }
+  INLINE void prefetch(int b, int h, int bytes) const {
+    const char* p = reinterpret_cast<const char*>(ahead[b] + offset[h]);
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
   }
 };
 
-// Lane b: leaf(b) summed over its lanes, for b < count; what lanes beyond hold is undefined.
-template <class A, class Leaf>
-INLINE Lanes<A> sums(const Leaf& leaf, int count) {
+// to[b, h] = leaf(b, h), summed over its lanes, for b < count; what follows up to the end of a vector is undefined.
+template <class A, int P, class Leaf>
+INLINE void sums(const Leaf& leaf, int count, A* to) {
   constexpr int W = kWidth<A>;
-  Lanes<A> x;
-  for (int n = 0; n < Lanes<A>::kParts; ++n) {
-    const int first = n * W, rest = count - first;
-    if (rest <= 0) {
-      x.part[n] = Vec<A>{};
-      continue;
-    }
-    if constexpr (W >= 16) {
-      if (rest > 8) {
-        x.part[n] = tree<4, A>(leaf, first);
+  for (int first = 0; first < count * P; first += W) {
+    const int rest = count * P - first;
+    const auto lane = [&](int l) LAMBDA_INLINE { return leaf(first / P + l / P, l % P); };
+    if constexpr (W >= 16 && P <= 8) {
+      if (rest <= 8) {
+        if (P <= 4 && rest <= 4)
+          store(to + first, fold_rest<4, A>(tree<2, A>(lane, 0)));
+        else
+          store(to + first, fold_rest<8, A>(tree<3, A>(lane, 0)));
         continue;
       }
     }
-    if constexpr (W >= 8) {
-      if (rest > 4) {
-        x.part[n] = fold_rest<8, A>(tree<3, A>(leaf, first));
+    if constexpr (W == 8 && P <= 4) {
+      if (rest <= 4) {
+        store(to + first, fold_rest<4, A>(tree<2, A>(lane, 0)));
         continue;
       }
     }
-    if constexpr (W >= 4)
-      x.part[n] = fold_rest<4, A>(tree<2, A>(leaf, first));
-    else
-      x.part[n] = tree<1, A>(leaf, first);
+    store(to + first, tree<kLevels<W>, A>(lane, 0));
   }
-  return x;
 }
 
-// Lane b: x . row[b]
-template <class T, int N>
-Lanes<Sum<T>> dots(const Sum<T>* x, const T* const* row, int64_t offset, int length, int count) {
+// score[b, h] = x[h] . row[b, h]
+template <class T, int P, int N>
+void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T>* score) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   const Span<T, N> span{length};
-  Vec<A> own[N ? N : 1];
-  for (int n = 0; n < N; ++n) own[n] = load(x + n * W);
-  return sums<A>(
-      [&](int b) {
-        const T* r = row[b] + offset;
+  Vec<A> own[N ? P * N : 1];
+  for (int n = 0; n < P * N; ++n) own[n] = load(x + n * W);
+  sums<A, P>(
+      [&](int b, int h) LAMBDA_INLINE {
+        const T* r = rows.at(b, h);
+        rows.prefetch(b, h, span.bytes());
+        const A* y = x + h * length;
         Vec<A> acc{};
-        for (int n = 0; n < span.full(); ++n) acc += (N ? own[n] : load(x + n * W)) * load(r + n * W);
-        if (span.rest()) acc += load_part(x + span.full() * W, span.rest()) * load_part(r + span.full() * W, span.rest());
+        for (int n = 0; n < span.full(); ++n) acc += (N ? own[h * N + n] : load(y + n * W)) * load(r + n * W);
+        if (span.rest()) acc += load_part(y + span.full() * W, span.rest()) * load_part(r + span.full() * W, span.rest());
         return acc;
       },
-      count);
+      count, score);
 }
 
-// sum[:] += sum_b weight[b] * row[b]
-template <class T, int N>
-void add_rows(Sum<T>* sum, const Sum<T>* weight, const T* const* row, int64_t offset, int length, int count) {
+// sum[h] += sum_b weight[b, h] row[b, h]
+template <class T, int P, int N>
+void add_rows(Sum<T>* sum, const Sum<T>* weight, const Rows<T>& rows, int length, int count) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   const Span<T, N> span{length};
   if constexpr (N > 0) {
-    Vec<A> even[N], odd[N];  // two chains, to hide the latency of additions
-    for (int n = 0; n < N; ++n) even[n] = load(sum + n * W), odd[n] = Vec<A>{};
-    int b = 0;
-    for (; b + 1 < count; b += 2) {
-      const T *r = row[b] + offset, *s = row[b + 1] + offset;
-      for (int n = 0; n < N; ++n) even[n] += weight[b] * load(r + n * W);
-      for (int n = 0; n < N; ++n) odd[n] += weight[b + 1] * load(s + n * W);
+    // As many heads at once as there are registers for; where those are few, two chains hide the latency of additions.
+    constexpr int kSums = kBytes == 64 ? 16 : 8, M = P * N <= kSums ? P : kSums / N, kChains = M * N <= 2 ? 2 : 1;
+    for (int h = 0; h < P; h += M) {
+      Vec<A> acc[kChains][M * N];
+      for (int n = 0; n < M * N; ++n) acc[0][n] = load(sum + h * N * W + n * W);
+      for (int n = 0; n < M * N; ++n) acc[kChains - 1][n] = kChains == 1 ? acc[0][n] : Vec<A>{};
+      const auto add = [&](int b, int chain) LAMBDA_INLINE {
+        for (int m = 0; m < M; ++m) {
+          const T* r = rows.at(b, h + m);
+          if (rows.ahead) rows.prefetch(b, h + m, span.bytes());
+          const A w = weight[b * P + h + m];
+          for (int n = 0; n < N; ++n) acc[chain][m * N + n] += w * load(r + n * W);
+        }
+      };
+      int b = 0;
+      for (; b + kChains <= count; b += kChains)
+        for (int chain = 0; chain < kChains; ++chain) add(b + chain, chain);
+      if (b < count) add(b, 0);
+      for (int n = 0; n < M * N; ++n)
+        store(sum + h * N * W + n * W, kChains == 1 ? acc[0][n] : acc[0][n] + acc[kChains - 1][n]);
     }
-    if (b < count)
-      for (int n = 0; n < N; ++n) even[n] += weight[b] * load(row[b] + offset + n * W);
-    for (int n = 0; n < N; ++n) store(sum + n * W, even[n] + odd[n]);
   } else {
-    for (int n = 0; n < span.full(); ++n) {
-      Vec<A> acc = load(sum + n * W);
-      for (int b = 0; b < count; ++b) acc += weight[b] * load(row[b] + offset + n * W);
-      store(sum + n * W, acc);
-    }
-    const int begin = span.full() * W;
-    if (span.rest()) {
-      Vec<A> acc = load_part(sum + begin, span.rest());
-      for (int b = 0; b < count; ++b) acc += weight[b] * load_part(row[b] + offset + begin, span.rest());
-      store_part(sum + begin, acc, span.rest());
+    for (int h = 0; h < P; ++h, sum += length) {
+      if (rows.ahead)
+        for (int b = 0; b < count; ++b) rows.prefetch(b, h, span.bytes());
+      for (int n = 0; n < span.full(); ++n) {
+        Vec<A> acc = load(sum + n * W);
+        for (int b = 0; b < count; ++b) acc += weight[b * P + h] * load(rows.at(b, h) + n * W);
+        store(sum + n * W, acc);
+      }
+      const int begin = span.full() * W;
+      if (span.rest()) {
+        Vec<A> acc = load_part(sum + begin, span.rest());
+        for (int b = 0; b < count; ++b) acc += weight[b * P + h] * load_part(rows.at(b, h) + begin, span.rest());
+        store_part(sum + begin, acc, span.rest());
+      }
     }
   }
 }
+
+// What both additive functions read: their own row and att, [P, length], the gathered rows, the terms of the edges.
+template <class T>
+struct Additive {
+  const Sum<T>*x, *att;
+  Rows<T> rows, edges;  // edges.row may be null
+  Sum<T> slope;
+
+  INLINE Vec<Sum<T>> at(const Sum<T>* own, int b, int h, int begin) const {
+    Vec<Sum<T>> y = load(own + begin) + load(rows.at(b, h) + begin);
+    return edges.row ? y + load(edges.at(b, h) + begin) : y;
+  }
+  INLINE Vec<Sum<T>> part(const Sum<T>* own, int b, int h, int begin, int rest) const {
+    Vec<Sum<T>> y = load_part(own + begin, rest) + load_part(rows.at(b, h) + begin, rest);
+    return edges.row ? y + load_part(edges.at(b, h) + begin, rest) : y;
+  }
+  INLINE Sum<T> one(const Sum<T>* own, int b, int h, int d) const {
+    Sum<T> y = own[d] + static_cast<Sum<T>>(rows.at(b, h)[d]);
+    return edges.row ? y + static_cast<Sum<T>>(edges.at(b, h)[d]) : y;
+  }
+};
 
 template <class A>
 INLINE Vec<A> leaky(Vec<A> x, A slope) {
   return x > 0 ? x : x * slope;
 }
 
-// What both additive functions read: their own row, the gathered rows, the terms of the edges (or null).
-template <class T>
-struct Additive {
-  const Sum<T>*x, *att;
-  const T* const* row;
-  int64_t offset;
-  const T* const* edge;
-  int64_t edge_offset;
-  Sum<T> slope;
-
-  INLINE Vec<Sum<T>> at(int b, int begin) const {
-    Vec<Sum<T>> y = load(x + begin) + load(row[b] + offset + begin);
-    return edge ? y + load(edge[b] + edge_offset + begin) : y;
-  }
-  INLINE Vec<Sum<T>> part(int b, int begin, int rest) const {
-    Vec<Sum<T>> y = load_part(x + begin, rest) + load_part(row[b] + offset + begin, rest);
-    return edge ? y + load_part(edge[b] + edge_offset + begin, rest) : y;
-  }
-};
-
-// Lane b: att . leaky_relu(x + row[b] + edge[b])
-template <class T, int N>
-Lanes<Sum<T>> additive(const Additive<T>& of, int length, int count) {
+// score[b, h] = att[h] . leaky_relu(x[h] + row[b, h] + edge[b, h])
+template <class T, int P, int N>
+void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   if (length == 1) {
-    alignas(64) A score[kTile] = {};
     for (int b = 0; b < count; ++b) {
-      A y = of.x[0] + static_cast<A>(of.row[b][of.offset]);
-      if (of.edge) y += static_cast<A>(of.edge[b][of.edge_offset]);
-      score[b] = of.att[0] * (y > 0 ? y : y * of.slope);
+      for (int h = 0; h < P; ++h) {
+        const A y = of.one(of.x + h, b, h, 0);
+        score[b * P + h] = of.att[h] * (y > 0 ? y : y * of.slope);
+      }
+      of.rows.prefetch(b, 0, P * static_cast<int>(sizeof(T)));
     }
-    return Lanes<A>::from(score);
+    return;
   }
   const Span<T, N> span{length};
-  return sums<A>(
-      [&](int b) {
-        Vec<A> acc{};
-        for (int n = 0; n < span.full(); ++n) acc += load(of.att + n * W) * leaky<A>(of.at(b, n * W), of.slope);
-        const int begin = span.full() * W;
-        if (span.rest())
-          acc += load_part(of.att + begin, span.rest()) * leaky<A>(of.part(b, begin, span.rest()), of.slope);
-        return acc;
-      },
-      count);
+  const auto all = [&](auto edges) LAMBDA_INLINE {
+    sums<A, P>(
+        [&](int b, int h) LAMBDA_INLINE {
+          of.rows.prefetch(b, h, span.bytes());
+          const A *x = of.x + h * length, *att = of.att + h * length;
+          const T* r = of.rows.at(b, h);
+          Vec<A> acc{};
+          for (int n = 0; n < span.full(); ++n) {
+            Vec<A> y = load(x + n * W) + load(r + n * W);
+            if (edges) y += load(of.edges.at(b, h) + n * W);
+            acc += load(att + n * W) * leaky<A>(y, of.slope);
+          }
+          const int begin = span.full() * W;
+          if (span.rest())
+            acc += load_part(att + begin, span.rest()) * leaky<A>(of.part(x, b, h, begin, span.rest()), of.slope);
+          return acc;
+        },
+        count, score);
+  };
+  if constexpr (N == 0)
+    all(of.edges.row != nullptr);
+  else
+    of.edges.row ? all(std::true_type{}) : all(std::false_type{});
 }
 
-// With y = x + row[b] + edge[b]: sum[:] += sum_b weight[b] att leaky'(y), and grad_att[:] += sum_b weight[b] leaky(y).
-template <class T, int N>
+// With y = x[h] + row[b, h] + edge[b, h]: sum[h] += sum_b weight[b, h] att[h] leaky'(y), and
+// grad_att[h] += sum_b weight[b, h] leaky(y). Both are slope times a sum over all b and 1 - slope times one over y > 0.
+template <class T, int P>
 void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, int count, Sum<T>* sum,
                        Sum<T>* grad_att) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
-  const Span<T, N> span{length};
-  for (int n = 0; n < span.full(); ++n) {
-    const Vec<A> rising = load(of.att + n * W), falling = rising * of.slope;
-    Vec<A> acc = load(sum + n * W);
-    Vec<A> acc_att = grad_att ? load(grad_att + n * W) : Vec<A>{};
-    for (int b = 0; b < count; ++b) {
-      const Vec<A> y = of.at(b, n * W);
-      acc += weight[b] * (y > 0 ? rising : falling);
-      if (grad_att) acc_att += weight[b] * leaky<A>(y, of.slope);
+  const int whole = length / W * W;
+  for (int h = 0; h < P; ++h, ++weight) {
+    const A *x = of.x + h * length, *att = of.att + h * length;
+    A total = 0;
+    for (int b = 0; b < count; ++b) total += weight[b * P];
+    const auto parts = [&](auto with_att, auto edges) LAMBDA_INLINE {
+      for (int begin = 0; begin < whole; begin += W) {
+        const Vec<A> own = load(x + begin);
+        Vec<A> rising{}, leaked{}, leaked_rising{};
+        for (int b = 0; b < count; ++b) {
+          Vec<A> y = own + load(of.rows.at(b, h) + begin);
+          if (edges) y += load(of.edges.at(b, h) + begin);
+          const Vec<A> w = splat(weight[b * P]);
+          const Mask<A> up = y > 0;
+          rising += up ? w : Vec<A>{};
+          if constexpr (with_att) {
+            const Vec<A> z = w * y;
+            leaked += z;
+            leaked_rising += up ? z : Vec<A>{};
+          }
+        }
+        store(sum + begin, load(sum + begin) + load(att + begin) * (of.slope * total + (1 - of.slope) * rising));
+        if (with_att && grad_att)
+          store(grad_att + begin, load(grad_att + begin) + of.slope * leaked + (1 - of.slope) * leaked_rising);
+      }
+    };
+    if (of.edges.row)
+      parts(std::true_type{}, true);
+    else if (grad_att)
+      parts(std::true_type{}, std::false_type{});
+    else
+      parts(std::false_type{}, std::false_type{});
+    for (int d = whole; d < length; ++d) {
+      for (int b = 0; b < count; ++b) {
+        const A y = of.one(x, b, h, d);
+        sum[d] += weight[b * P] * att[d] * (y > 0 ? A(1) : of.slope);
+        if (grad_att) grad_att[d] += weight[b * P] * (y > 0 ? y : y * of.slope);
+      }
     }
-    store(sum + n * W, acc);
-    if (grad_att) store(grad_att + n * W, acc_att);
-  }
-  for (int d = span.full() * W; d < length; ++d) {
-    for (int b = 0; b < count; ++b) {
-      A y = of.x[d] + static_cast<A>(of.row[b][of.offset + d]);
-      if (of.edge) y += static_cast<A>(of.edge[b][of.edge_offset + d]);
-      sum[d] += weight[b] * of.att[d] * (y > 0 ? A(1) : of.slope);
-      if (grad_att) grad_att[d] += weight[b] * (y > 0 ? y : y * of.slope);
-    }
+    sum += length;
+    if (grad_att) grad_att += length;
   }
 }
 
 // The functions for one length, chosen once per call.
-template <class T>
+template <class T, int P>
 struct Kernels {
-  decltype(&dots<T, 0>) dots_;
-  decltype(&add_rows<T, 0>) add_rows_;
-  decltype(&additive<T, 0>) additive_;
-  decltype(&additive_backward<T, 0>) additive_backward_;
+  decltype(&dots<T, P, 0>) dots_;
+  decltype(&add_rows<T, P, 0>) add_rows_;
+  decltype(&additive<T, P, 0>) additive_;
 
   template <int N>
   static Kernels of() {
-    return {dots<T, N>, add_rows<T, N>, additive<T, N>, additive_backward<T, N>};
+    return {dots<T, P, N>, add_rows<T, P, N>, additive<T, P, N>};
   }
-  explicit Kernels(int64_t length) {
+  static Kernels of(int64_t length) {
     constexpr int W = kWidth<Sum<T>>;
-    *this = length == W ? of<1>() : length == 2 * W ? of<2>() : length == 4 * W ? of<4>() : of<0>();
+    if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bf16>) {
+      if (length == W) return of<1>();
+      if (length == 2 * W) return of<2>();
+      if (length == 4 * W) return of<4>();
+    }
+    return of<0>();
   }
-  Kernels(decltype(dots_) a, decltype(add_rows_) b, decltype(additive_) c, decltype(additive_backward_) d)
-      : dots_(a), add_rows_(b), additive_(c), additive_backward_(d) {}
 };
 
 // Keeps edge e in heads h, h + 1, h + 2, h + 3, h a multiple of 4: Philox4x32-10 (Salmon et al. 2011).
@@ -273,103 +331,120 @@ INLINE void philox(uint64_t seed, uint64_t edge, uint32_t group, uint32_t word[4
 
 // ---- One call -------------------------------------------------------------------------------------------------------
 
-template <class T>
+// Heads go side by side in blocks of P, at most 8 and at most a vector; the last block is filled up with copies of
+// head 0, whose results are dropped.
+template <class T, int P>
 struct Attention {
   using A = Sum<T>;
   static constexpr int W = kWidth<A>;
+  static constexpr int kScores = kTile * P;
   const Call& call;
   const int64_t H, G, D, C;
-  const bool wide;
+  const int64_t blocks, padded;  // of heads; padded = blocks * P
   const A scale, slope, keep_scale;
   const uint64_t threshold;
-  const Kernels<T> of_dim, of_width;
-  std::atomic<int> error{0};  // 1: a key out of range, 2: rowptr does not rise
+  const bool per_edge;  // whether the positions of edges matter
+  const Kernels<T, P> of_dim, of_width;
+  Buffer<A> att;              // [padded, D], where it is given
+  std::atomic<int> error{0};  // 1: a key out of range, 2: rowptr does not rise or a row is out of range
 
   explicit Attention(const Call& c)
-      : call(c), H(c.heads), G(c.key_heads), D(c.dim), C(c.width), wide(c.wide_index),
+      : call(c), H(c.heads), G(c.key_heads), D(c.dim), C(c.width), blocks((H + P - 1) / P), padded(blocks * P),
         scale(static_cast<A>(c.scale)), slope(static_cast<A>(c.negative_slope)),
         keep_scale(static_cast<A>(1.0 / (1.0 - c.dropout))),
-        threshold(static_cast<uint64_t>(c.dropout * 4294967296.0)), of_dim(c.dim), of_width(c.width) {
-    for (int64_t h = 0; h < H; ++h) {
-      const int64_t g = h / (H / G);
+        threshold(static_cast<uint64_t>(c.dropout * 4294967296.0)),
+        per_edge(c.bias || c.edge_key || c.edge_value || c.dropout > 0 || c.grad_bias), of_dim(Kernels<T, P>::of(c.dim)),
+        of_width(Kernels<T, P>::of(c.width)), att(c.att ? padded * D : 1) {
+    for (int64_t i = 0; i < padded; ++i) {
+      const int64_t h = i < H ? i : 0, g = h / (H / G);
       const auto shared = [&](int64_t number) { return number ? h / (H / number) : 0; };
-      heads.push_back({g * c.key_stride[1], g * c.value_stride[1], h * c.query_stride[1], h * c.grad_out_stride[1],
-                       g * D, g * C, shared(c.bias_heads), shared(c.weight_heads), shared(c.edge_key_heads) * D,
-                       shared(c.edge_value_heads) * C});
+      in_key.push_back(g * c.key_stride[1]);
+      in_value.push_back(g * c.value_stride[1]);
+      in_query.push_back(h * c.query_stride[1]);
+      in_grad_out.push_back(h * c.grad_out_stride[1]);
+      in_edge_key.push_back(shared(c.edge_key_heads) * D);
+      in_edge_value.push_back(shared(c.edge_value_heads) * C);
+      in_bias.push_back(shared(c.bias_heads));
+      in_weight.push_back(shared(c.weight_heads));
     }
+    if (c.att) std::copy_n(static_cast<const A*>(c.att), H * D, att + 0);
   }
 
   // Where a head of a query finds what is its own, in a row of each tensor.
-  struct Head {
-    int64_t key, value, query, grad_out;  // by the strides of the tensors
-    int64_t dense_key, dense_value;       // in a row without gaps
-    int64_t bias, weight, edge_key, edge_value;
-  };
-  std::vector<Head> heads;
+  std::vector<int64_t> in_key, in_value, in_query, in_grad_out, in_edge_key, in_edge_value, in_bias, in_weight;
 
-  INLINE int64_t index(const void* p, int64_t i) const {
-    return wide ? static_cast<const int64_t*>(p)[i] : static_cast<const int32_t*>(p)[i];
+  static INLINE int64_t index(const Visits& of, const void* p, int64_t i) {
+    return of.wide ? static_cast<const int64_t*>(p)[i] : static_cast<const int32_t*>(p)[i];
   }
-  static const T* at(const void* p, const int64_t* stride, int64_t i) {
+  static const T* row_of(const void* p, const int64_t* stride, int64_t i) {
     return static_cast<const T*>(p) + i * stride[0];
   }
 
-  // The 16 edges, or fewer, that are worked on, and what is gathered for them.
+  // Up to 16 edges of a row, and what is gathered for them. Entries beyond `count` may be read, too.
   struct Tile {
+    int64_t row, row_ahead;
+    bool first, last;  // of its row
     int count;
-    int64_t edge[kTile];       // position in col
-    int64_t other[kTile];      // the node at the other end
-    const T* first[kTile];     // row of key (along rows) or query (along the transpose)
-    const T* second[kTile];    // row of value or grad_out
-    int next;
-    const T* next_first[kTile];  // the same of the edges kAhead further on
-    const T* next_second[kTile];
+    int64_t edge[kTile];         // position in col; only where something of edges is read or written
+    int64_t other[kTile];        // the node at the other end
+    const T* at[kTile];          // row of key (along rows) or query (along the transpose)
+    const T* opposite[kTile];    // row of value or grad_out
+    const T* at_ahead[kTile];    // the same of the edges kAhead further on
+    const T* opposite_ahead[kTile];
     const T* edge_key[kTile];
     const T* edge_value[kTile];
-    uint32_t word[kTile][4];  // random, of the group of four heads worked on
+
+    // Vectors that its scores take.
+    INLINE int vectors() const { return (count * P + W - 1) / W; }
+  };
+  struct Batch {
+    Tile tile[kBatch];
+    int count;
+    Tile* begin() { return tile; }
+    Tile* end() { return tile + count; }
+    int index(const Tile& of) const { return static_cast<int>(&of - tile); }
   };
 
   struct Side {
-    const void *ptr, *node, *order;  // compressed rows; order is null along rows, where positions are their own
+    const Visits& visits;
     int64_t count, others;
-    const void *first, *second;
-    const int64_t *first_stride, *second_stride;
-    int64_t first_bytes, second_bytes;  // from the first head of a row to the end of its last
+    const void *at, *opposite;
+    const int64_t *at_stride, *opposite_stride;
+    const std::vector<int64_t>& in_at;
   };
-  static int64_t bytes(const int64_t* stride, int64_t heads, int64_t length) {
-    return ((heads - 1) * stride[1] + length) * static_cast<int64_t>(sizeof(T));
+  Side along_rows() const {
+    return {call.rows, call.queries, call.keys, call.key, call.value, call.key_stride, call.value_stride, in_key};
+  }
+  Side along_transpose() const {
+    return {call.columns,  call.keys,         call.queries,         call.query,
+            call.grad_out, call.query_stride, call.grad_out_stride, in_query};
   }
 
-  bool row_of(const Side& side, int64_t i, int64_t& begin, int64_t& end) {
-    begin = index(side.ptr, i), end = index(side.ptr, i + 1);
+  bool extent(const Side& side, int64_t i, int64_t& begin, int64_t& end) {
+    begin = index(side.visits, side.visits.ptr, i), end = index(side.visits, side.visits.ptr, i + 1);
     if (0 <= begin && begin <= end && end <= call.edges) return true;
     error = 2;
     return false;
   }
 
-  // Reads the numbers of nodes begin to begin + count; those up to kTile repeat the first.
-  INLINE void read(const void* p, int64_t begin, int count, int64_t* to) const {
-    int64_t from[kTile];
-    const int there = begin + kTile <= call.edges ? kTile : count;
-    if (wide) {
-      const int64_t* q = static_cast<const int64_t*>(p) + begin;
-      if (there == kTile)
-        for (int b = 0; b < kTile; ++b) from[b] = q[b];
-      else
-        for (int b = 0; b < there; ++b) from[b] = q[b];
-    } else {
-      const int32_t* q = static_cast<const int32_t*>(p) + begin;
-      if (there == kTile)
-        for (int b = 0; b < kTile; ++b) from[b] = q[b];
-      else
-        for (int b = 0; b < there; ++b) from[b] = q[b];
-    }
-    const int64_t first = from[0];
-    for (int b = 0; b < kTile; ++b) to[b] = b < count ? from[b] : first;
+  // The numbers of kTile edges from `begin`; beyond the last edge of all they repeat the one at `begin`.
+  INLINE void read(const Visits& of, const void* p, int64_t begin, int64_t* to) const {
+    if (begin + kTile > call.edges)
+      for (int b = 0; b < kTile; ++b) to[b] = index(of, p, begin + b < call.edges ? begin + b : begin);
+    else if (of.wide)
+      std::copy_n(static_cast<const int64_t*>(p) + begin, kTile, to);
+    else
+      std::copy_n(static_cast<const int32_t*>(p) + begin, kTile, to);
   }
   static INLINE void rows(const void* p, int64_t stride, const int64_t* node, const T** to) {
-    const T* base = static_cast<const T*>(p);
-    for (int b = 0; b < kTile; ++b) to[b] = base + node[b] * stride;
+    constexpr int kLongs = kBytes / 8;
+    typedef int64_t Long __attribute__((vector_size(kBytes)));
+    for (int b = 0; b < kTile; b += kLongs) {
+      Long x;
+      std::memcpy(&x, node + b, kBytes);
+      x = x * (stride * static_cast<int64_t>(sizeof(T))) + reinterpret_cast<int64_t>(p);
+      std::memcpy(to + b, &x, kBytes);
+    }
   }
   static INLINE bool inside(const int64_t* node, int64_t count) {
     bool good = true;
@@ -379,61 +454,98 @@ struct Attention {
 
   INLINE bool gather(const Side& side, int64_t begin, int64_t end, Tile& tile) {
     tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
-    read(side.node, begin, tile.count, tile.other);
+    if (tile.count == 0) return true;
+    const Visits& of = side.visits;
+    read(of, of.node, begin, tile.other);
     bool good = inside(tile.other, side.others);
-    if (side.order) {
-      read(side.order, begin, tile.count, tile.edge);
-      good &= inside(tile.edge, call.edges);
-    } else {
-      for (int b = 0; b < kTile; ++b) tile.edge[b] = b < tile.count ? begin + b : begin;
+    if (per_edge) {
+      if (of.edge) {
+        read(of, of.edge, begin, tile.edge);
+        good &= inside(tile.edge, call.edges);
+      } else {
+        for (int b = 0; b < kTile; ++b) tile.edge[b] = begin + b < call.edges ? begin + b : begin;
+      }
     }
     if (!good) {
       error = 1;
       return false;
     }
-    rows(side.first, side.first_stride[0], tile.other, tile.first);
-    rows(side.second, side.second_stride[0], tile.other, tile.second);
+    rows(side.at, side.at_stride[0], tile.other, tile.at);
+    rows(side.opposite, side.opposite_stride[0], tile.other, tile.opposite);
     if (call.edge_key) rows(call.edge_key, call.edge_key_heads * D, tile.edge, tile.edge_key);
     if (call.edge_value) rows(call.edge_value, call.edge_value_heads * C, tile.edge, tile.edge_value);
 
-    tile.next = static_cast<int>(std::clamp<int64_t>(call.edges - begin - kAhead, 0, tile.count));
-    if (tile.next) {
-      int64_t node[kTile];
-      read(side.node, begin + kAhead, tile.next, node);
-      rows(side.first, side.first_stride[0], node, tile.next_first);
-      rows(side.second, side.second_stride[0], node, tile.next_second);
-    }
+    // An address that is never read may be any: what lies ahead is not checked.
+    int64_t node[kTile];
+    read(of, of.node, begin + kAhead < call.edges ? begin + kAhead : begin, node);
+    rows(side.at, side.at_stride[0], node, tile.at_ahead);
+    rows(side.opposite, side.opposite_stride[0], node, tile.opposite_ahead);
     return true;
   }
 
-  // Prefetches what the edges need that lie kAhead beyond those of the tile: in head h, its share of them. Rows that are
-  // read first and rows that are read second are asked for at different times, or they would wait for each other.
-  INLINE void prefetch(const T* const* row, int count, int64_t bytes, int64_t h) const {
-    for (int b = static_cast<int>(h); b < count; b += static_cast<int>(H)) prefetch_row(row[b], bytes);
+  static INLINE int64_t row_at(const Side& side, int64_t i) {
+    return side.visits.row ? index(side.visits, side.visits.row, i) : i;
   }
-  static INLINE void prefetch_row(const T* row, int64_t bytes) {
-    const char *p = reinterpret_cast<const char*>(row), *end = p + bytes;
-    for (; p + 256 <= end; p += 256) {
-      __builtin_prefetch(p);
-      __builtin_prefetch(p + 64);
-      __builtin_prefetch(p + 128);
-      __builtin_prefetch(p + 192);
+
+  // Calls work(batch) for the tiles of rows `from` to `to`, in their order. One step after the other is done for all
+  // tiles of a batch, so that the steps of short rows do not wait for each other. Every row has a tile, if an empty one.
+  template <class Work>
+  INLINE void batches(const Side& side, int64_t from, int64_t to, const Work& work) {
+    Batch batch;
+    int64_t i = from, begin = 0, end = 0;
+    bool first = true;
+    while (i < to) {
+      int edges = 0;
+      for (batch.count = 0; batch.count < kBatch && edges < kBatchEdges && i < to; ++batch.count) {
+        if (first && !extent(side, i, begin, end)) return;
+        Tile& tile = batch.tile[batch.count];
+        if (!gather(side, begin, end, tile)) return;
+        tile.row = row_at(side, i), tile.row_ahead = row_at(side, std::min(i + kBatch, side.count - 1));
+        if (static_cast<uint64_t>(tile.row) >= static_cast<uint64_t>(side.count)) {
+          error = 2;
+          return;
+        }
+        tile.first = first;
+        begin += tile.count, edges += tile.count;
+        first = tile.last = begin == end;
+        i += tile.last;
+      }
+      work(batch);
     }
-    for (; p < end; p += 64) __builtin_prefetch(p);
   }
 
-  // Prefetches the row that two rows on will need.
-  static INLINE void prefetch_own(const void* p, const int64_t* stride, int64_t heads, int64_t length, int64_t i,
-                                  int64_t count) {
-    if (i + 2 < count) prefetch_row(at(p, stride, i + 2), bytes(stride, heads, length));
+  // Prefetches a row that will be needed after those of a batch.
+  static INLINE void prefetch_own(const void* p, const int64_t* stride, int64_t heads, int64_t length, int64_t i) {
+    const char* row = reinterpret_cast<const char*>(row_of(p, stride, i));
+    const int64_t bytes = ((heads - 1) * stride[1] + length) * static_cast<int64_t>(sizeof(T));
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
   }
 
-  // Copies one row, all its heads, into sums.
-  static void widen(const T* row, int64_t head_stride, int64_t heads, int64_t length, A* to) {
-    for (int64_t h = 0; h < heads; ++h, row += head_stride, to += length) {
+  // A row with a head for every head of a query, [padded, length]: where it lies, if it lies so, or else copied.
+  INLINE const A* own(const void* p, const int64_t* stride, int64_t i, const std::vector<int64_t>& head, int64_t length,
+                      A* to) const {
+    const T* row = row_of(p, stride, i);
+    if constexpr (std::is_same_v<T, A>)
+      if (padded == G && stride[1] == length) return row;
+    A* x = to;
+    for (int64_t h = 0; h < H; ++h, x += length) {
+      const T* from = row + head[h];
       int64_t d = 0;
-      for (; d + W <= length; d += W) store(to + d, load(row + d));
-      for (; d < length; ++d) to[d] = static_cast<A>(row[d]);
+      for (; d + W <= length; d += W) store(x + d, load(from + d));
+      for (; d < length; ++d) x[d] = static_cast<A>(from[d]);
+    }
+    return to;
+  }
+  // Sums heads of queries that share one of keys, in place: [H, length] to [G, length].
+  NOINLINE void share(A* sum, int64_t length) const {
+    if (G == H) return;
+    for (int64_t g = 0; g < G; ++g) {
+      const A* from = sum + g * (H / G) * length;
+      for (int64_t d = 0; d < length; ++d) {
+        A total = 0;
+        for (int64_t h = 0; h < H / G; ++h) total += from[h * length + d];
+        sum[g * length + d] = total;
+      }
     }
   }
   // to[:] = by * sum[:]
@@ -446,181 +558,199 @@ struct Attention {
   }
   // Whether a result of so many numbers would drive everything else from the cache.
   static bool streams(int64_t numbers) { return numbers * static_cast<int64_t>(sizeof(T)) >= kStream; }
+  static int64_t grain(int64_t count) { return std::clamp<int64_t>(count / 64, 16, 512); }
 
-  Additive<T> additive_of(const Tile& tile, const A* own, int64_t h, int64_t offset) const {
-    return {own,
-            static_cast<const A*>(call.att) + h * D,
-            tile.first,
-            offset,
-            call.edge_key ? tile.edge_key : nullptr,
-            heads[h].edge_key,
-            slope};
+  Additive<T> additive_of(const Tile& tile, const Side& side, const A* own, int64_t h) const {
+    return {own, att.data() + h * D, {tile.at, &side.in_at[h], tile.at_ahead},
+            edges_of(call.edge_key, tile.edge_key, &in_edge_key[h]), slope};
+  }
+  static Rows<T> edges_of(const void* given, const T* const* row, const int64_t* offset) {
+    return {given ? row : nullptr, offset, row};
   }
 
-  // Scores of a tile in head h, -inf beyond its edges; `own` is the row that all its edges share, `query` the same
-  // where that is a query's, `key` the key of edge b.
+  // Scores of a tile in the heads from h on, [kTile, P], -inf beyond its edges; `own` is the rows that all its edges
+  // share, `query` the same where those are a query's, `key` the key of edge b.
   template <class KeyOf>
-  INLINE Lanes<A> scores(const Tile& tile, const A* own, int64_t h, int64_t offset, const A* query,
-                         const KeyOf& key) const {
+  INLINE void scores(const Tile& tile, const Side& side, const A* own, int64_t h, const A* query, const KeyOf& key,
+                     A* score) const {
     const int n = tile.count;
-    Lanes<A> score;
     if (call.att) {
-      score = of_dim.additive_(additive_of(tile, own, h, offset), static_cast<int>(D), n);
+      of_dim.additive_(additive_of(tile, side, own, h), static_cast<int>(D), n, score);
     } else {
-      score = of_dim.dots_(own, tile.first, offset, static_cast<int>(D), n);
-      if (call.edge_key) add(score, edge_dots(tile, h, offset, query));
-      score.each([&](int, Vec<A>& x) { x *= scale; });
+      of_dim.dots_(own, {tile.at, &side.in_at[h], tile.at_ahead}, static_cast<int>(D), n, score);
+      if (call.edge_key) add_edge_keys(tile, side, h, query, score);
+      for (int v = 0; v < tile.vectors(); ++v) store(score + v * W, load(score + v * W) * scale);
     }
-    if (call.bias || call.log_weight) {
-      alignas(64) A more[kTile] = {};
-      if (call.bias) {
-        const A* bias = static_cast<const A*>(call.bias) + heads[h].bias;
-        for (int b = 0; b < n; ++b) more[b] = bias[tile.edge[b] * call.bias_heads];
+    if (call.bias || call.log_weight) add_biases(tile, h, key, score);
+    const int last = (n * P) / W * W;
+    if (last < n * P) store(score + last, lane_numbers() < n * P - last ? load(score + last) : splat(A(-INFINITY)));
+  }
+  // The edges' part of dot products; along the transpose (query null) the queries are the gathered rows.
+  NOINLINE void add_edge_keys(const Tile& tile, const Side& side, int64_t h, const A* query, A* score) const {
+    alignas(64) A more[kScores];
+    if (query)
+      of_dim.dots_(query, edges_of(call.edge_key, tile.edge_key, &in_edge_key[h]), static_cast<int>(D), tile.count,
+                   more);
+    else
+      pair_dots(tile.at, &side.in_at[h], tile.edge_key, &in_edge_key[h], D, tile.count, more);
+    add(score, more, tile.count);
+  }
+  template <class KeyOf>
+  NOINLINE void add_biases(const Tile& tile, int64_t h, const KeyOf& key, A* score) const {
+    const A *bias = static_cast<const A*>(call.bias), *weight = static_cast<const A*>(call.log_weight);
+    for (int b = 0; b < tile.count; ++b) {
+      for (int p = 0; p < P; ++p) {
+        A& x = score[b * P + p];
+        if (bias) x += bias[tile.edge[b] * call.bias_heads + in_bias[h + p]];
+        if (weight) x += weight[key(b) * call.weight_heads + in_weight[h + p]];
       }
-      if (call.log_weight) {
-        const A* weight = static_cast<const A*>(call.log_weight) + heads[h].weight;
-        for (int b = 0; b < n; ++b) more[b] += weight[key(b) * call.weight_heads];
-      }
-      add(score, Lanes<A>::from(more));
     }
-    score.each([&](int part, Vec<A>& x) { x = lane_numbers() + part * W < n ? x : splat(A(-INFINITY)); });
-    return score;
   }
   static INLINE Mask<A> lane_numbers() {
     Mask<A> lane;
     for (int l = 0; l < W; ++l) lane[l] = l;
     return lane;
   }
-  static INLINE void add(Lanes<A>& x, const Lanes<A>& y) {
-    x.each([&](int n, Vec<A>& part) { part += y.part[n]; });
+  static NOINLINE void add(A* x, const A* y, int count) {
+    for (int l = 0; l < count * P; ++l) x[l] += y[l];
   }
-  // Dot products of queries with edge_key; along the transpose (query null) the queries are the gathered rows.
-  Lanes<A> edge_dots(const Tile& tile, int64_t h, int64_t offset, const A* query) const {
-    const int64_t edge_offset = heads[h].edge_key;
-    if (query) return of_dim.dots_(query, tile.edge_key, edge_offset, static_cast<int>(D), tile.count);
-    return pair_dots(tile.first, offset, tile.edge_key, edge_offset, D, tile.count);
-  }
-  static Lanes<A> pair_dots(const T* const* x, int64_t x_offset, const T* const* y, int64_t y_offset, int64_t length,
-                            int count) {
-    alignas(64) A sum[kTile] = {};
-    for (int b = 0; b < count; ++b)
-      for (int64_t d = 0; d < length; ++d)
-        sum[b] += static_cast<A>(x[b][x_offset + d]) * static_cast<A>(y[b][y_offset + d]);
-    return Lanes<A>::from(sum);
-  }
-
-  // 1 / (1 - dropout) where the edge is kept in head h, 0 where not. To be called for heads in their order.
-  INLINE Lanes<A> keep(Tile& tile, int64_t h) const {
-    alignas(64) A kept[kTile] = {};
-    for (int b = 0; b < tile.count; ++b) {
-      if (h % 4 == 0)
-        philox(call.seed, static_cast<uint64_t>(tile.edge[b]), static_cast<uint32_t>(h / 4), tile.word[b]);
-      kept[b] = tile.word[b][h % 4] >= threshold ? keep_scale : A(0);
+  // to[b, h] = x[b, h] . y[b, h]
+  static NOINLINE void pair_dots(const T* const* x, const int64_t* in_x, const T* const* y, const int64_t* in_y, int64_t length,
+                        int count, A* to) {
+    for (int b = 0; b < count; ++b) {
+      for (int p = 0; p < P; ++p) {
+        A sum = 0;
+        for (int64_t d = 0; d < length; ++d)
+          sum += static_cast<A>(x[b][in_x[p] + d]) * static_cast<A>(y[b][in_y[p] + d]);
+        to[b * P + p] = sum;
+      }
     }
-    return Lanes<A>::from(kept);
   }
 
-  static INLINE A highest(const Lanes<A>& score) {
-    Vec<A> top = score.part[0];
-    for (int n = 1; n < Lanes<A>::kParts; ++n) top = score.part[n] > top ? score.part[n] : top;
-    return max_lanes<1, A>(top);
-  }
-  static INLINE A total_of(const Lanes<A>& x) {
-    Vec<A> total = x.part[0];
-    for (int n = 1; n < Lanes<A>::kParts; ++n) total += x.part[n];
-    return sum_lanes<A>(total);
+  // 1 / (1 - dropout) where an edge is kept in a head from h on, 0 where not: [kTile, P].
+  NOINLINE void keep(const Tile& tile, int64_t h, A* kept) const {
+    uint32_t word[4];
+    for (int b = 0; b < tile.count; ++b) {
+      for (int p = 0; p < P; ++p) {
+        if (p == 0 || (h + p) % 4 == 0)
+          philox(call.seed, static_cast<uint64_t>(tile.edge[b]), static_cast<uint32_t>((h + p) / 4), word);
+        kept[b * P + p] = word[(h + p) % 4] >= threshold ? keep_scale : A(0);
+      }
+    }
   }
 
-  int64_t grain(int64_t count) const { return std::clamp<int64_t>(count / 64, 16, 512); }
-
-  Side along_rows() const {
-    return {call.rowptr, call.col, nullptr, call.queries, call.keys, call.key, call.value, call.key_stride,
-            call.value_stride, bytes(call.key_stride, G, D), bytes(call.value_stride, G, C)};
+  // x[l % P] in lane l
+  static INLINE Vec<A> repeat(const A* x) {
+    alignas(64) A to[W];
+    for (int l = 0; l < W; ++l) to[l] = x[l % P];
+    return load(to);
   }
 
   int forward() {
     const Side side = along_rows();
     const bool stream = streams(call.queries * H * C);
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      Buffer<A> query(H * D), out(H * C), score(H * kTile), top(H + W), total(H + W), share(H + W);
-      Tile tile;
-      for (int64_t i = from; i < to; ++i) {
-        int64_t begin, end;
-        if (!row_of(side, i, begin, end)) return;
-        prefetch_own(call.query, call.query_stride, H, D, i, call.queries);
-        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query);
-        std::fill(out + 0, out + H * C, A(0));
-        std::fill(top + 0, top + H, A(-INFINITY));
-        std::fill(total + 0, total + H, A(0));
-        for (; begin < end; begin += kTile) {
-          if (!gather(side, begin, end, tile)) return;
-          for (int64_t h = 0; h < H; ++h) {
-            prefetch(tile.next_first, tile.next, side.first_bytes, h);
-            const A* q = query + h * D;
-            scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
+      Buffer<A> query(padded * D), sum(padded * C), score(kBatch * blocks * kScores);
+      // Of the heads of a block, repeated to fill a vector: of the row, then for every tile.
+      Buffer<A> top(blocks * W), total(blocks * W), shrink(kBatch * blocks * W), by(kBatch * blocks * W);
+      batches(side, from, to, [&](Batch& batch) {
+        for (const Tile& tile : batch) {
+          prefetch_own(call.query, call.query_stride, H, D, tile.row_ahead);
+          const A* q = own(call.query, call.query_stride, tile.row, in_query, D, query);
+          A* to_score = score + batch.index(tile) * blocks * kScores;
+          for (int64_t h = 0; h < padded; h += P, to_score += kScores)
+            scores(tile, side, q + h * D, h, q + h * D, [&](int b) { return tile.other[b]; }, to_score);
+        }
+        for (const Tile& tile : batch) {
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t n = batch.index(tile) * blocks + k;
+            soften(tile, k * P, score + n * kScores, top + k * W, total + k * W, shrink + n * W);
+            if (tile.last) finish(tile, k * P, load(top + k * W), load(total + k * W), by + n * W);
           }
-          for (int64_t h = 0; h < H; ++h) soften(tile, h, score + h * kTile, top[h], total[h], out + h * C);
-          for (int64_t h = 0; h < H; ++h) {
-            prefetch(tile.next_second, tile.next, side.second_bytes, h);
-            const A* weight = score + h * kTile;
-            A* sum = out + h * C;
-            of_width.add_rows_(sum, weight, tile.second, heads[h].value, static_cast<int>(C), tile.count);
+        }
+        for (const Tile& tile : batch) {
+          T* to_out = static_cast<T*>(call.out) + tile.row * H * C;
+          if (tile.first) std::fill(sum + 0, sum + padded * C, A(0));
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t h = k * P, n = batch.index(tile) * blocks + k;
+            const A *weight = score + n * kScores, *of_head = shrink + n * W;
+            if (!tile.first)
+              for (int p = 0; p < P; ++p)
+                for (int64_t c = 0; c < C; ++c) sum[(h + p) * C + c] *= of_head[p];
+            of_width.add_rows_(sum + h * C, weight, {tile.opposite, &in_value[h], tile.opposite_ahead},
+                               static_cast<int>(C), tile.count);
             if (call.edge_value)
-              of_width.add_rows_(sum, weight, tile.edge_value, heads[h].edge_value, static_cast<int>(C), tile.count);
+              of_width.add_rows_(sum + h * C, weight, edges_of(call.edge_value, tile.edge_value, &in_edge_value[h]),
+                                 static_cast<int>(C), tile.count);
+            if (tile.last)
+              for (int p = 0; p < P && h + p < H; ++p)
+                narrow(sum + (h + p) * C, by[n * W + p], C, to_out + (h + p) * C, stream);
           }
         }
-        A* to_lse = static_cast<A*>(call.lse) + i * H;
-        for (int64_t h = 0; h < H; h += W) {
-          const Vec<A> sum = load(total + h);
-          const Mask<A> empty = sum == 0;
-          store(share + h, empty ? Vec<A>{} : 1 / sum);
-          const Vec<A> lse = empty ? splat(A(-INFINITY)) : load(top + h) + log(sum);
-          store_part(to_lse + h, lse, static_cast<int>(std::min<int64_t>(H - h, W)));
-        }
-        T* to_out = static_cast<T*>(call.out) + i * H * C;
-        for (int64_t h = 0; h < H; ++h) narrow(out + h * C, share[h], C, to_out + h * C, stream);
-      }
+      });
       finish_streams();
     });
     return error;
   }
 
-  // From the scores of a tile, in place, to weights relative to the highest score so far; rescales what was summed.
-  INLINE void soften(Tile& tile, int64_t h, A* score, A& top, A& total, A* sum) const {
-    Lanes<A> x = Lanes<A>::from(score);
-    const A peak = std::max(highest(x), top);
-    if (peak == -INFINITY) {  // hidden, every one of them, or NaN
-      if (std::isnan(total_of(x))) total = NAN;
-      x.each([](int, Vec<A>& part) { part = Vec<A>{}; });
-      return x.store_to(score);
+  // From the scores of a tile, in place, to weights relative to the highest score so far; what was summed so far is to
+  // be multiplied by `shrink`.
+  INLINE void soften(const Tile& tile, int64_t h, A* score, A* to_top, A* to_total, A* to_shrink) const {
+    const int vectors = tile.vectors();
+    const Vec<A> before = tile.first ? splat(A(-INFINITY)) : load(to_top);
+    Vec<A> top = before, total{};
+    for (int v = 0; v < vectors; ++v) {
+      const Vec<A> x = load(score + v * W);
+      top = x > top ? x : top;
     }
-    if (peak > top) {
-      if (total != 0) {
-        const A shrink = std::exp(top - peak);
-        for (int64_t c = 0; c < C; ++c) sum[c] *= shrink;
-        total *= shrink;
-      }
-      top = peak;
+    top = over_edges(top, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x > y ? x : y; });
+    store(to_top, top);
+    const Vec<A> shift = top == -INFINITY ? Vec<A>{} : top;  // hidden, every one of them
+    for (int v = 0; v < vectors; ++v) {
+      const Vec<A> x = exp(load(score + v * W) - shift);
+      total += x;
+      store(score + v * W, x);
     }
-    x.each([&](int, Vec<A>& part) { part = exp(part - peak); });
-    total += total_of(x);
+    total = over_edges(total, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
+    if (!tile.first) {
+      const Vec<A> shrink = exp(before - shift);
+      total += load(to_total) * shrink;
+      store(to_shrink, shrink);
+    }
+    store(to_total, total);
     if (call.dropout > 0) {
-      const Lanes<A> kept = keep(tile, h);
-      x.each([&](int n, Vec<A>& part) { part *= kept.part[n]; });
+      alignas(64) A kept[kScores];
+      keep(tile, h, kept);
+      for (int l = 0; l < tile.count * P; ++l) score[l] *= kept[l];
     }
-    x.store_to(score);
+  }
+  // At the end of a row: its log-sum-exp, and what its sums are to be multiplied by.
+  INLINE void finish(const Tile& tile, int64_t h, Vec<A> top, Vec<A> total, A* by) const {
+    const Mask<A> empty = total == 0;
+    store(by, empty ? Vec<A>{} : 1 / total);
+    store_part(static_cast<A*>(call.lse) + tile.row * H + h, empty ? splat(A(-INFINITY)) : top + log(total),
+               static_cast<int>(std::min<int64_t>(H - h, P)));
+  }
+  // Lanes of one head, combined; each gets the result.
+  template <class F>
+  static INLINE Vec<A> over_edges(Vec<A> x, const F& f) {
+    if constexpr (P <= 1 && W > 1) x = f(x, across<1, A>(x));
+    if constexpr (P <= 2 && W > 2) x = f(x, across<2, A>(x));
+    if constexpr (P <= 4 && W > 4) x = f(x, across<4, A>(x));
+    if constexpr (P <= 8 && W > 8) x = f(x, across<8, A>(x));
+    return x;
   }
 
   // ---- Gradients ----------------------------------------------------------------------------------------------------
   // With p the weight of an edge, d its upstream gradient grad_out_i . value_j: ds = p (d - delta_i), where
   // delta_i = grad_out_i . out_i - grad_lse_i.
 
-  A* stats = nullptr;  // [N, H, 2]: log-sum-exp (0 where a row is empty) and delta
+  A* stats = nullptr;  // [N, blocks, 2, P]: log-sum-exp (0 where a row is empty) and delta
 
   void prepare() {
     parallel_blocks(call.queries, 1024, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
-        const T* grad = at(call.grad_out, call.grad_out_stride, i);
+        const T* grad = row_of(call.grad_out, call.grad_out_stride, i);
         const T* out = static_cast<const T*>(call.out) + i * H * C;
         for (int64_t h = 0; h < H; ++h) {
           const T *g = grad + h * call.grad_out_stride[1], *o = out + h * C;
@@ -631,128 +761,141 @@ struct Attention {
           for (; c < C; ++c) delta += static_cast<A>(g[c]) * static_cast<A>(o[c]);
           const A lse = static_cast<const A*>(call.lse)[i * H + h];
           if (call.grad_lse && lse != -INFINITY) delta -= static_cast<const A*>(call.grad_lse)[i * H + h];
-          stats[(i * H + h) * 2] = lse == -INFINITY ? A(0) : lse;
-          stats[(i * H + h) * 2 + 1] = delta;
+          A* to_stats = stats + i * 2 * padded + h / P * 2 * P + h % P;
+          to_stats[0] = lse == -INFINITY ? A(0) : lse;
+          to_stats[P] = delta;
         }
       }
     });
   }
 
-  // In place, from scores to the weights that values were summed with, and from upstream gradients to ds.
-  INLINE void chain(Tile& tile, int64_t h, A* score, A* upstream, const Lanes<A>& lse, const Lanes<A>& delta) const {
-    Lanes<A> p = Lanes<A>::from(score), ds = Lanes<A>::from(upstream), kept;
-    p.each([&](int n, Vec<A>& x) { x = exp(x - lse.part[n]); });
+  // In place, from scores to the weights that values were summed with, and from upstream gradients to ds. Vector v of
+  // the tile has the log-sum-exp and delta of(v).
+  template <class Of>
+  INLINE void chain(const Tile& tile, int64_t h, A* score, A* upstream, const Of& of) const {
+    alignas(64) A kept[kScores];
     if (call.dropout > 0) {
-      kept = keep(tile, h);
-      ds.each([&](int n, Vec<A>& x) { x *= kept.part[n]; });
+      std::fill(kept, kept + kScores, A(0));
+      keep(tile, h, kept);
     }
-    ds.each([&](int n, Vec<A>& x) { x = p.part[n] * (x - delta.part[n]); });
-    ds.store_to(upstream);
-    if (call.dropout > 0) p.each([&](int n, Vec<A>& x) { x *= kept.part[n]; });
-    p.store_to(score);
+    for (int v = 0; v < tile.vectors(); ++v) {
+      const auto [lse, delta] = of(v);
+      Vec<A> p = exp(load(score + v * W) - lse), d = load(upstream + v * W);
+      if (call.dropout > 0) d *= load(kept + v * W);
+      store(upstream + v * W, p * (d - delta));
+      if (call.dropout > 0) p *= load(kept + v * W);
+      store(score + v * W, p);
+    }
   }
 
   void along_queries() {
     const Side side = along_rows();
     const bool stream = streams(call.queries * H * D);
     const int64_t step = grain(call.queries);
-    std::vector<A> att_parts;  // one sum per block, so that its order does not depend on threads
-    if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * H * D);
+    std::vector<A> att_parts;  // one sum per block of rows, so that its order does not depend on threads
+    if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * padded * D);
     parallel_blocks(call.queries, step, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      Buffer<A> query(H * D), grad(H * C), sum(H * D), score(H * kTile), upstream(H * kTile), grad_bias(kTile),
-          edge_key(kTile * D), edge_value(kTile * C);
-      A* grad_att = call.grad_att ? att_parts.data() + from / step * H * D : nullptr;
-      Tile tile;
-      for (int64_t i = from; i < to; ++i) {
-        int64_t begin, end;
-        if (!row_of(side, i, begin, end)) return;
-        prefetch_own(call.query, call.query_stride, H, D, i, call.queries);
-        prefetch_own(call.grad_out, call.grad_out_stride, H, C, i, call.queries);
-        widen(at(call.query, call.query_stride, i), call.query_stride[1], H, D, query);
-        widen(at(call.grad_out, call.grad_out_stride, i), call.grad_out_stride[1], H, C, grad);
-        std::fill(sum + 0, sum + H * D, A(0));
-        for (; begin < end; begin += kTile) {
-          if (!gather(side, begin, end, tile)) return;
-          const int n = tile.count;
-          for (int64_t h = 0; h < H; ++h) {
-            prefetch(tile.next_first, tile.next, side.first_bytes, h);
-            const A* q = query + h * D;
-            scores(tile, q, h, heads[h].key, q, [&](int b) { return tile.other[b]; }).store_to(score + h * kTile);
-          }
-          for (int64_t h = 0; h < H; ++h) {
-            Lanes<A> x = of_width.dots_(grad + h * C, tile.second, heads[h].value, static_cast<int>(C), n);
-            if (call.edge_value)
-              add(x, of_width.dots_(grad + h * C, tile.edge_value, heads[h].edge_value, static_cast<int>(C), n));
-            x.store_to(upstream + h * kTile);
-          }
-          for (int64_t h = 0; h < H; ++h) {
-            const A* own = stats + (i * H + h) * 2;
-            Lanes<A> lse, delta;
-            lse.each([&](int, Vec<A>& x) { x = splat(own[0]); });
-            delta.each([&](int, Vec<A>& x) { x = splat(own[1]); });
-            chain(tile, h, score + h * kTile, upstream + h * kTile, lse, delta);
-          }
-          for (int64_t h = 0; h < H; ++h) {
-            prefetch(tile.next_second, tile.next, side.second_bytes, h);
-            const A *q = query + h * D, *weight = score + h * kTile, *ds = upstream + h * kTile;
-            if (call.att) {
-              if (call.grad_query || call.grad_att)
-                of_dim.additive_backward_(additive_of(tile, q, h, heads[h].key), ds, static_cast<int>(D), n,
-                                          sum + h * D, grad_att ? grad_att + h * D : nullptr);
-            } else if (call.grad_query) {
-              of_dim.add_rows_(sum + h * D, ds, tile.first, heads[h].key, static_cast<int>(D), n);
-              if (call.edge_key)
-                of_dim.add_rows_(sum + h * D, ds, tile.edge_key, heads[h].edge_key, static_cast<int>(D), n);
+      Buffer<A> query(kBatch * padded * D), grad(kBatch * padded * C), sum(padded * D), grad_bias(kTile),
+          edge_key(kTile * D), edge_value(kTile * C), score(kBatch * blocks * kScores),
+          upstream(kBatch * blocks * kScores);
+      A* grad_att = call.grad_att ? att_parts.data() + from / step * padded * D : nullptr;
+      batches(side, from, to, [&](Batch& batch) {
+        const A *queries[kBatch], *grads[kBatch];
+        for (const Tile& tile : batch) {
+          const int t = batch.index(tile);
+          prefetch_own(call.query, call.query_stride, H, D, tile.row_ahead);
+          prefetch_own(call.grad_out, call.grad_out_stride, H, C, tile.row_ahead);
+          queries[t] = own(call.query, call.query_stride, tile.row, in_query, D, query + t * padded * D);
+          grads[t] = own(call.grad_out, call.grad_out_stride, tile.row, in_grad_out, C, grad + t * padded * C);
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t h = k * P, at = (t * blocks + k) * kScores;
+            const A *q = queries[t] + h * D, *g = grads[t] + h * C;
+            scores(tile, side, q, h, q, [&](int b) { return tile.other[b]; }, score + at);
+            of_width.dots_(g, {tile.opposite, &in_value[h], tile.opposite_ahead}, static_cast<int>(C), tile.count,
+                           upstream + at);
+            if (call.edge_value) {
+              alignas(64) A more[kScores];
+              of_width.dots_(g, edges_of(call.edge_value, tile.edge_value, &in_edge_value[h]), static_cast<int>(C),
+                             tile.count, more);
+              add(upstream + at, more, tile.count);
             }
-            if (call.grad_bias) spread_bias(tile, h, ds, grad_bias);
-            if (call.grad_edge_key) spread_edge_key(tile, h, heads[h].key, q, ds, edge_key);
-            if (call.grad_edge_value) spread_edge_value(tile, h, grad + h * C, weight, edge_value);
           }
         }
-        if (call.grad_query)
-          narrow(sum, call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + i * H * D, stream);
-      }
+        for (const Tile& tile : batch) {
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t at = (batch.index(tile) * blocks + k) * kScores;
+            const A* of_row = stats + (tile.row * blocks + k) * 2 * P;
+            const Vec<A> lse = repeat(of_row), delta = repeat(of_row + P);
+            chain(tile, k * P, score + at, upstream + at, [&](int) LAMBDA_INLINE { return std::pair(lse, delta); });
+          }
+        }
+        for (const Tile& tile : batch) {
+          const int t = batch.index(tile), n = tile.count;
+          if (tile.first) std::fill(sum + 0, sum + padded * D, A(0));
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t h = k * P, at = (t * blocks + k) * kScores;
+            const A *q = queries[t] + h * D, *g = grads[t] + h * C, *weight = score + at, *ds = upstream + at;
+            if (call.att) {
+              if (call.grad_query || call.grad_att)
+                additive_backward<T, P>(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
+                                          grad_att ? grad_att + h * D : nullptr);
+            } else if (call.grad_query) {
+              of_dim.add_rows_(sum + h * D, ds, {tile.at, &in_key[h], nullptr}, static_cast<int>(D), n);
+              if (call.edge_key)
+                of_dim.add_rows_(sum + h * D, ds, {tile.edge_key, &in_edge_key[h], nullptr}, static_cast<int>(D), n);
+            }
+            for (int64_t p = 0; p < P && h + p < H; ++p) {
+              if (call.grad_bias) spread_bias(tile, h + p, ds + p, grad_bias);
+              if (call.grad_edge_key) spread_edge_key(tile, h + p, q + p * D, ds + p, edge_key);
+              if (call.grad_edge_value) spread_edge_value(tile, h + p, g + p * C, weight + p, edge_value);
+            }
+          }
+          if (call.grad_query && tile.last)
+            narrow(sum, call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + tile.row * H * D, stream);
+        }
+      });
       finish_streams();
     });
     if (!call.grad_att) return;
     A* total = static_cast<A*>(call.grad_att);
     std::fill(total, total + H * D, A(0));
-    for (size_t k = 0; k < att_parts.size(); ++k) total[k % (H * D)] += att_parts[k];
+    for (size_t part = 0; part < att_parts.size(); part += padded * D)
+      for (int64_t d = 0; d < H * D; ++d) total[d] += att_parts[part + d];
   }
 
-  // Gradients per edge: heads that share a term are summed before it is written.
-  void spread_bias(const Tile& tile, int64_t h, const A* ds, A* sum) const {
+  // Gradients per edge, of one head; ds and weights are P apart. Heads that share a term are summed before it is
+  // written.
+  NOINLINE void spread_bias(const Tile& tile, int64_t h, const A* ds, A* sum) const {
     const int64_t share = H / call.bias_heads;
-    for (int b = 0; b < tile.count; ++b) sum[b] = (h % share ? sum[b] : A(0)) + ds[b];
+    for (int b = 0; b < tile.count; ++b) sum[b] = (h % share ? sum[b] : A(0)) + ds[b * P];
     if (h % share != share - 1) return;
     A* to = static_cast<A*>(call.grad_bias) + h / share;
     for (int b = 0; b < tile.count; ++b) to[tile.edge[b] * call.bias_heads] = sum[b];
   }
-  void spread_edge_key(const Tile& tile, int64_t h, int64_t offset, const A* query, const A* ds, A* sum) const {
+  NOINLINE void spread_edge_key(const Tile& tile, int64_t h, const A* query, const A* ds, A* sum) const {
     const int64_t share = H / call.edge_key_heads, head = h / share;
     if (h % share == 0) std::fill(sum, sum + kTile * D, A(0));
-    const A* att = call.att ? static_cast<const A*>(call.att) + h * D : nullptr;
     for (int b = 0; b < tile.count; ++b) {
       for (int64_t d = 0; d < D; ++d) {
-        if (att) {
-          const A y = query[d] + static_cast<A>(tile.first[b][offset + d]) +
+        if (call.att) {
+          const A y = query[d] + static_cast<A>(tile.at[b][in_key[h] + d]) +
                       static_cast<A>(tile.edge_key[b][head * D + d]);
-          sum[b * D + d] += ds[b] * att[d] * (y > 0 ? A(1) : slope);
+          sum[b * D + d] += ds[b * P] * att.data()[h * D + d] * (y > 0 ? A(1) : slope);
         } else {
-          sum[b * D + d] += ds[b] * scale * query[d];
+          sum[b * D + d] += ds[b * P] * scale * query[d];
         }
       }
     }
     if (h % share == share - 1) write_edges(tile, sum, call.grad_edge_key, call.edge_key_heads, head, D);
   }
-  void spread_edge_value(const Tile& tile, int64_t h, const A* grad, const A* weight, A* sum) const {
+  NOINLINE void spread_edge_value(const Tile& tile, int64_t h, const A* grad, const A* weight, A* sum) const {
     const int64_t share = H / call.edge_value_heads;
     if (h % share == 0) std::fill(sum, sum + kTile * C, A(0));
     for (int b = 0; b < tile.count; ++b)
-      for (int64_t c = 0; c < C; ++c) sum[b * C + c] += weight[b] * grad[c];
+      for (int64_t c = 0; c < C; ++c) sum[b * C + c] += weight[b * P] * grad[c];
     if (h % share == share - 1) write_edges(tile, sum, call.grad_edge_value, call.edge_value_heads, h / share, C);
   }
-  static void write_edges(const Tile& tile, const A* sum, void* to, int64_t heads, int64_t head, int64_t length) {
+  static NOINLINE void write_edges(const Tile& tile, const A* sum, void* to, int64_t heads, int64_t head, int64_t length) {
     for (int b = 0; b < tile.count; ++b) {
       T* row = static_cast<T*>(to) + (tile.edge[b] * heads + head) * length;
       for (int64_t d = 0; d < length; ++d) row[d] = static_cast<T>(sum[b * length + d]);
@@ -760,79 +903,96 @@ struct Attention {
   }
 
   void along_keys() {
-    const Side side = {call.t_rowptr, call.t_row, call.t_order, call.keys, call.queries, call.query, call.grad_out,
-                       call.query_stride, call.grad_out_stride, bytes(call.query_stride, H, D),
-                       bytes(call.grad_out_stride, H, C)};
+    const Side side = along_transpose();
     const bool stream = streams(call.keys * G * std::max(D, C));
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      Buffer<A> key(G * D), value(G * C), sum_key(G * D), sum_value(G * C), sum_weight(H), score(H * kTile),
-          upstream(H * kTile);
-      Buffer<A> of_query(2 * H * kTile);  // log-sum-exp, then delta, per head, of the queries of a tile
-      Tile tile;
-      for (int64_t j = from; j < to; ++j) {
-        int64_t begin, end;
-        if (!row_of(side, j, begin, end)) return;
-        prefetch_own(call.key, call.key_stride, G, D, j, call.keys);
-        prefetch_own(call.value, call.value_stride, G, C, j, call.keys);
-        widen(at(call.key, call.key_stride, j), call.key_stride[1], G, D, key);
-        widen(at(call.value, call.value_stride, j), call.value_stride[1], G, C, value);
-        std::fill(sum_key + 0, sum_key + G * D, A(0));
-        std::fill(sum_value + 0, sum_value + G * C, A(0));
-        std::fill(sum_weight + 0, sum_weight + H, A(0));
-        for (; begin < end; begin += kTile) {
-          if (!gather(side, begin, end, tile)) return;
-          const int n = tile.count;
-          for (int b = 0; b < n; ++b)
-            for (int64_t s = 0; s < 2 * H; ++s) of_query[s * kTile + b] = stats[tile.other[b] * 2 * H + s];
-          for (int64_t h = 0; h < H; ++h) {
-            prefetch(tile.next_first, tile.next, side.first_bytes, h);
-            scores(tile, key + heads[h].dense_key, h, heads[h].query, nullptr, [&](int) { return j; })
-                .store_to(score + h * kTile);
+      Buffer<A> key(kBatch * padded * D), value(kBatch * padded * C), sum_key(padded * D), sum_value(padded * C),
+          sum_weight(padded), score(kBatch * blocks * kScores), upstream(kBatch * blocks * kScores);
+      Buffer<A> of_query(2 * kBatch * blocks * kScores);  // log-sum-exp, then delta, of the queries of a tile
+      batches(side, from, to, [&](Batch& batch) {
+        const A *keys[kBatch], *values[kBatch];
+        for (const Tile& tile : batch) {
+          const int t = batch.index(tile);
+          prefetch_own(call.key, call.key_stride, G, D, tile.row_ahead);
+          prefetch_own(call.value, call.value_stride, G, C, tile.row_ahead);
+          keys[t] = own(call.key, call.key_stride, tile.row, in_key, D, key + t * padded * D);
+          values[t] = own(call.value, call.value_stride, tile.row, in_value, C, value + t * padded * C);
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t h = k * P, at = (t * blocks + k) * kScores;
+            for (int b = 0; b < tile.count; ++b) {
+              const A* from = stats + (tile.other[b] * blocks + k) * 2 * P;
+              std::copy_n(from, P, of_query + 2 * at + b * P);
+              std::copy_n(from + P, P, of_query + 2 * at + kScores + b * P);
+            }
+            scores(tile, side, keys[t] + h * D, h, nullptr, [&](int) { return tile.row; }, score + at);
+            of_width.dots_(values[t] + h * C, {tile.opposite, &in_grad_out[h], tile.opposite_ahead},
+                           static_cast<int>(C), tile.count, upstream + at);
+            if (call.edge_value) {
+              alignas(64) A more[kScores];
+              pair_dots(tile.opposite, &in_grad_out[h], tile.edge_value, &in_edge_value[h], C, tile.count, more);
+              add(upstream + at, more, tile.count);
+            }
           }
-          for (int64_t h = 0; h < H; ++h) {
-            const A* v = value + heads[h].dense_value;
-            Lanes<A> x = of_width.dots_(v, tile.second, heads[h].grad_out, static_cast<int>(C), n);
-            if (call.edge_value)
-              add(x, pair_dots(tile.second, heads[h].grad_out, tile.edge_value, heads[h].edge_value, C, n));
-            x.store_to(upstream + h * kTile);
+        }
+        for (const Tile& tile : batch) {
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t at = (batch.index(tile) * blocks + k) * kScores;
+            const A* own = of_query + 2 * at;
+            chain(tile, k * P, score + at, upstream + at, [&](int v) LAMBDA_INLINE {
+              return std::pair(load(own + v * W), load(own + kScores + v * W));
+            });
           }
-          for (int64_t h = 0; h < H; ++h) {
-            const A* own = of_query + 2 * h * kTile;
-            chain(tile, h, score + h * kTile, upstream + h * kTile, Lanes<A>::from(own), Lanes<A>::from(own + kTile));
+        }
+        for (const Tile& tile : batch) {
+          const int t = batch.index(tile), n = tile.count;
+          if (tile.first) {
+            std::fill(sum_key + 0, sum_key + padded * D, A(0));
+            std::fill(sum_value + 0, sum_value + padded * C, A(0));
+            std::fill(sum_weight + 0, sum_weight + padded, A(0));
           }
-          for (int64_t h = 0; h < H; ++h) {
-            prefetch(tile.next_second, tile.next, side.second_bytes, h);
-            const A *weight = score + h * kTile, *ds = upstream + h * kTile;
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t h = k * P, at = (t * blocks + k) * kScores;
+            const A *weight = score + at, *ds = upstream + at;
             if (call.grad_key) {
-              A* sum = sum_key + heads[h].dense_key;
               if (call.att)
-                of_dim.additive_backward_(additive_of(tile, key + heads[h].dense_key, h, heads[h].query), ds,
-                                          static_cast<int>(D), n, sum, nullptr);
+                additive_backward<T, P>(additive_of(tile, side, keys[t] + h * D, h), ds, static_cast<int>(D), n,
+                                          sum_key + h * D, nullptr);
               else
-                of_dim.add_rows_(sum, ds, tile.first, heads[h].query, static_cast<int>(D), n);
+                of_dim.add_rows_(sum_key + h * D, ds, {tile.at, &in_query[h], nullptr}, static_cast<int>(D), n);
             }
             if (call.grad_value)
-              of_width.add_rows_(sum_value + heads[h].dense_value, weight, tile.second, heads[h].grad_out,
+              of_width.add_rows_(sum_value + h * C, weight, {tile.opposite, &in_grad_out[h], nullptr},
                                  static_cast<int>(C), n);
             if (call.grad_log_weight)
-              for (int b = 0; b < n; ++b) sum_weight[h] += ds[b];
+              for (int b = 0; b < n; ++b)
+                for (int p = 0; p < P; ++p) sum_weight[h + p] += ds[b * P + p];
           }
+          if (tile.last) write_key(tile.row, sum_key, sum_value, sum_weight, stream);
         }
-        if (call.grad_key)
-          narrow(sum_key, call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D, stream);
-        if (call.grad_value) narrow(sum_value, A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C, stream);
-        if (call.grad_log_weight) {
-          A* to_weight = static_cast<A*>(call.grad_log_weight) + j * call.weight_heads;
-          std::fill(to_weight, to_weight + call.weight_heads, A(0));
-          for (int64_t h = 0; h < H; ++h) to_weight[heads[h].weight] += sum_weight[h];
-        }
-      }
+      });
       finish_streams();
     });
   }
 
+  // At the end of a row of the transpose: the gradients of its key.
+  INLINE void write_key(int64_t j, A* of_key, A* of_value, const A* of_weight, bool stream) const {
+    if (call.grad_key) {
+      share(of_key, D);
+      narrow(of_key, call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D, stream);
+    }
+    if (call.grad_value) {
+      share(of_value, C);
+      narrow(of_value, A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C, stream);
+    }
+    if (call.grad_log_weight) {
+      A* to = static_cast<A*>(call.grad_log_weight) + j * call.weight_heads;
+      std::fill(to, to + call.weight_heads, A(0));
+      for (int64_t h = 0; h < H; ++h) to[in_weight[h]] += of_weight[h];
+    }
+  }
+
   int backward() {
-    Buffer<A> of_rows(call.queries * H * 2);
+    Buffer<A> of_rows(call.queries * padded * 2);
     stats = of_rows;
     prepare();
     if (call.grad_query || call.grad_bias || call.grad_edge_key || call.grad_edge_value || call.grad_att)
@@ -842,10 +1002,23 @@ struct Attention {
   }
 };
 
+template <class T, int P>
+int run(const Call& call, bool backward) {
+  Attention<T, P> attention(call);
+  return backward ? attention.backward() : attention.forward();
+}
+
 template <class T>
 int run(const Call& call, bool backward) {
-  Attention<T> attention(call);
-  return backward ? attention.backward() : attention.forward();
+  constexpr int W = kWidth<Sum<T>>;
+  // What is not float32 or bfloat16 is not worth the code.
+  constexpr bool kMany = std::is_same_v<T, float> || std::is_same_v<T, bf16>;
+  if (call.heads == 1 || !kMany) return run<T, 1>(call, backward);
+  if constexpr (kMany) {
+    if (call.heads == 2) return run<T, 2>(call, backward);
+    if (call.heads <= 4) return run<T, 4>(call, backward);
+    return run<T, std::min(8, W)>(call, backward);
+  }
 }
 
 int dispatch(const Call& call, bool backward) {
