@@ -109,20 +109,19 @@ def radius_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[
 
 
 def farthest_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[], Variant] | None]:
-    """4,096 points of 100,000, the same share of others; each gives their indices. fpsample starts where it likes."""
+    """4,096 points of 100,000, the same share of others; each gives their indices. fpsample starts where it likes.
+
+    open3d and torch-cluster, which take the better part of a minute, are left out.
+    """
     pos = cloud(job.size)
     array, count = pos.numpy(), max(1, len(pos) * 4096 // 100_000)
 
     def kdline(height: int) -> Callable[[], Variant] | None:
         return lazily("fpsample", lambda m: m.bucket_fps_kdline_sampling(array, count, h=height), same=False)
 
-    def by_open3d(open3d: Any) -> int:
-        return len(open3d.t.geometry.PointCloud(array).farthest_point_down_sample(count).point.positions)
-
     return {
         OURS: own(lambda: farthest_point_sample(pos, count)),
         **{f"fpsample, h={height}": kdline(height) for height in (5, 6, 7, 8)},  # fastest for sizes around 100,000
-        "open3d": lazily("open3d", by_open3d, same=False),
     }
 
 
