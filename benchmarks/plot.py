@@ -34,14 +34,17 @@ def draw(
         sizes = sorted(by_size)
         per_edge = [[t / (n * EDGES_PER_POINT) * 1e9 for t in by_size[n]] for n in sizes]
         middle = [statistics.median(t) for t in per_edge]
-        left.plot(sizes, middle, marker="o", color=COLOR[name], label=name if name == "PyG" else f"geoattn, {name}")
+        left.plot(sizes, middle, marker="o", color=COLOR[name])
+        label = name if name == "PyG" else f"geoattn, {name}"
+        left.annotate(label, (sizes[0], max(per_edge[0])), (0, 9), textcoords="offset points", color=COLOR[name])
         left.fill_between(sizes, [min(t) for t in per_edge], [max(t) for t in per_edge], color=COLOR[name], alpha=0.2)
     left.set(
         xscale="log", yscale="log", xlabel="points, in Z-order", ylabel=f"{BOTH}, ns per edge", title="Growth, k-NN"
     )
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("{x:g}")
+    left.margins(y=0.1)
     left.grid(alpha=0.3, which="both")
-    if growth:
-        left.legend(frameon=False)
 
     bars = [(case, name, i) for case, own in speedups.items() for name in own for i in (0, 1)]
     for y, (case, name, i) in enumerate(bars):
