@@ -17,7 +17,7 @@ from geoattn.ops.backends import reference
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
 
 # Numbers in the largest temporary of a chunk.
-_CHUNK = {"cpu": 1 << 20}
+_CHUNK = {"cpu": 1 << 19}
 _CHUNK_ELSEWHERE = 1 << 26
 _EDGES_AT_A_TIME = 1 << 18  # where only the numbers of their rows are written out
 
@@ -229,16 +229,12 @@ def _slices(rowptr: Tensor, edges: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _cut(problem: Problem, rows: slice, edges: slice) -> Problem:
-    """The problem of some rows, with keys and values already gathered for each of their edges."""
-    col = problem.col[edges]
+    """The problem of some rows."""
     return problem._replace(
         query=problem.query[rows],
-        key=problem.key.index_select(0, col),
-        value=problem.value.index_select(0, col),
         rowptr=problem.rowptr[rows.start : rows.stop + 1] - edges.start,
-        col=torch.arange(col.numel(), dtype=col.dtype, device=col.device),
+        col=problem.col[edges],
         bias=None if problem.bias is None else problem.bias[edges],
-        log_weight=None if problem.log_weight is None else problem.log_weight.index_select(0, col),
         edge_key=None if problem.edge_key is None else problem.edge_key[edges],
         edge_value=None if problem.edge_value is None else problem.edge_value[edges],
         first_edge=edges.start,
@@ -287,26 +283,30 @@ def _gradients_of_edges(
 ) -> dict[str, Tensor]:
     """Of query and att summed, of everything else per edge; per head of the query throughout."""
     row, dtype = reference.row_of_edges(cut), cut.sum_dtype
+    # What was gathered is worked on in place: writing takes most of the time.
+    query, key = cut.query.to(dtype).index_select(0, row), reference.keys(cut)
+    if cut.att is None:
+        score = (query * key).sum(-1) * cut.scale
+    else:
+        both = query.add_(key)
+        active = torch.nn.functional.leaky_relu(both, cut.negative_slope)
+        score = (active * cut.att).sum(-1)
     shift = lse.where(lse > -torch.inf, 0)
-    weight = (reference.scores(cut, row) - shift.index_select(0, row)).exp()
+    weight = (reference.biased(score, cut) - shift.index_select(0, row)).exp()
     kept = reference.dropped(torch.ones_like(weight), cut)
     delta = (grad_out.to(dtype) * out.to(dtype)).sum(-1)
     if grad_lse is not None:
         delta = delta - grad_lse.where(lse > -torch.inf, 0)
     upstream = grad_out.to(dtype).index_select(0, row)
-    value = reference.values(cut)
-    of_score = weight * ((upstream * value).sum(-1) * kept - delta.index_select(0, row))
+    of_score = weight * (reference.values(cut).mul_(upstream).sum(-1) * kept - delta.index_select(0, row))
+    of_value = upstream.mul_((weight * kept).unsqueeze(-1))
 
-    query, key = cut.query.to(dtype).index_select(0, row), reference.keys(cut)
     of_dot = of_score.unsqueeze(-1)
     if cut.att is None:
-        of_query, of_key, of_att = of_dot * key * cut.scale, of_dot * query * cut.scale, of_dot
+        of_query, of_key, of_att = key.mul_(of_dot * cut.scale), query.mul_(of_dot * cut.scale), of_dot
     else:
-        both = query + key
-        slope = torch.full_like(both, cut.negative_slope).masked_fill_(both > 0, 1)
-        of_query = of_key = of_dot * cut.att * slope
-        of_att = (of_dot * torch.nn.functional.leaky_relu(both, cut.negative_slope)).sum(0)
-    of_value = (weight * kept).unsqueeze(-1) * upstream
+        of_att = active.mul_(of_dot).sum(0)
+        of_query = of_key = torch.ops.aten.leaky_relu_backward(of_dot * cut.att, both, cut.negative_slope, False)
     return {
         "query": torch.zeros_like(cut.query, dtype=dtype).index_add_(0, row, of_query),
         "key": of_key,
