@@ -17,8 +17,9 @@ from geoattn.ops.backends import reference
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
 
 # Numbers in the largest temporary of a chunk.
-_CHUNK = {"cpu": 1 << 20}
+_CHUNK = {"cpu": 1 << 19}
 _CHUNK_ELSEWHERE = 1 << 26
+_EDGES_AT_A_TIME = 1 << 18  # where only the numbers of their rows are written out
 
 
 def unavailable(problem: Problem | None = None) -> str | None:
@@ -79,46 +80,75 @@ class _Matrix:
         self.rowptr, self.col = (rowptr.int(), col.int()) if small else (rowptr.long(), col.long())
         self.shape = (rowptr.numel() - 1, columns)
 
+    def per_edge(self, x: Tensor, out: Tensor) -> Tensor:
+        """Writes for every edge what stands in ``x`` for its row."""
+        for rows, edges in _slices(self.rowptr, _EDGES_AT_A_TIME):
+            degree = self.rowptr[rows.start : rows.stop + 1].diff()
+            row = torch.repeat_interleave(degree, output_size=edges.stop - edges.start)
+            torch.index_select(x[rows], 0, row, out=out[edges])
+        return out
+
     def __call__(self, values: Tensor) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             return torch.sparse_csr_tensor(self.rowptr, self.col, values, self.shape, check_invariants=False)
 
-    def dots(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a_i . b_j`` of every edge."""
-        sampled = torch.sparse.sampled_addmm(self(a.new_zeros(self.col.numel())), a, b.t(), beta=0.0)
-        return sampled.values()
+    def add_dots(self, values: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+        """Adds ``scale * a_i . b_j`` to the value of every edge."""
+        matrix = self(values)
+        torch.sparse.sampled_addmm(matrix, a, b.t(), alpha=scale, out=matrix)
+        return values
+
+    def product(self, values: Tensor, x: Tensor, out: Tensor, scale: float = 1.0, add: bool = False) -> None:
+        """Writes the product with ``x``, times ``scale``, to ``out``, or adds it."""
+        if out.dtype == x.dtype:
+            out.addmm_(self(values), x, alpha=scale, beta=float(add))  # in place: through the strides of a head
+        else:
+            out.copy_((self(values) @ x).mul_(scale))
 
 
-def _one_head(x: Tensor, head: int, problem: Problem) -> Tensor:
-    return x[:, head].to(problem.sum_dtype).contiguous()
+def _rooms(problem: Problem) -> tuple[Tensor, ...]:
+    """Memory for two inputs of a head, in either of which the edges fit, too, and twice for the edges.
+
+    One block for all heads: after many smaller ones, free memory would lie scattered between what is in use.
+    """
+    rows, width = max(problem.query.size(0), problem.key.size(0)), max(problem.query.size(2), problem.value.size(2))
+    edges = problem.col.numel()
+    nodes = max(rows * width, edges)
+    block = problem.query.new_empty(2 * nodes + 2 * edges, dtype=problem.sum_dtype)
+    return block.split([nodes, nodes, edges, edges])
 
 
-def _scores_of_head(problem: Problem, matrix: _Matrix, head: int) -> Tensor:
-    key_head = head // (problem.query.size(1) // problem.key.size(1))
-    score = matrix.dots(_one_head(problem.query, head, problem), _one_head(problem.key, key_head, problem))
-    score *= problem.scale
+def _one_head(x: Tensor, head: int, room: Tensor) -> Tensor:
+    return room[: x.size(0) * x.size(2)].view(x.size(0), x.size(2)).copy_(x[:, head])
+
+
+def _add_scores(score: Tensor, problem: Problem, head: int, matrix: _Matrix, query: Tensor, key: Tensor) -> Tensor:
+    """Adds the scores of a head, given its queries and keys."""
+    matrix.add_dots(score, query, key, problem.scale)
     if problem.bias is not None:
         score += problem.bias[:, head % problem.bias.size(1)]
     if problem.log_weight is not None:
-        weight = problem.log_weight[:, head % problem.log_weight.size(1)]
-        score += weight.index_select(0, problem.col)
+        score += problem.log_weight[:, head % problem.log_weight.size(1)].index_select(0, matrix.col)
     return score
 
 
 def _forward_sparse(problem: Problem) -> tuple[Tensor, Tensor]:
-    query, key = problem.query, problem.key
-    matrix = _Matrix(problem.rowptr, problem.col, key.size(0))
-    row = reference.row_of_edges(problem).long()
+    groups = problem.query.size(1) // problem.key.size(1)
     out, lse = _empty(problem)
-    for head in range(query.size(1)):
-        score = _scores_of_head(problem, matrix, head)
-        highest = score.new_full((query.size(0),), -torch.inf).scatter_reduce_(0, row, score, "amax")
+    matrix = _Matrix(problem.rowptr, problem.col, problem.key.size(0))
+    room, other_room, weight, of_row = _rooms(problem)
+    ones = weight.new_ones(problem.key.size(0))
+    for head in range(problem.query.size(1)):
+        query = _one_head(problem.query, head, room)
+        key = _one_head(problem.key, head // groups, other_room)
+        score = _add_scores(weight.zero_(), problem, head, matrix, query, key)
+        highest = torch.segment_reduce(score, "max", offsets=matrix.rowptr, unsafe=True)
         highest = highest.where(highest > -torch.inf, 0)
-        weight = score.sub_(highest.index_select(0, row)).exp_()
-        total = torch.zeros_like(highest).index_add_(0, row, weight)
-        value = _one_head(problem.value, head // (query.size(1) // key.size(1)), problem)
-        out[:, head] = (matrix(weight) @ value).div_(total.where(total > 0, 1).unsqueeze(1))
+        score.sub_(matrix.per_edge(highest, of_row)).exp_()
+        total = matrix(weight) @ ones
+        weight.div_(matrix.per_edge(total.where(total > 0, 1), of_row))
+        matrix.product(weight, _one_head(problem.value, head // groups, room), out[:, head])
         lse[:, head] = total.log() + highest
     return out, lse
 
@@ -132,40 +162,47 @@ def _backward_sparse(
     grad_lse: Tensor | None,
     needs: Sequence[str],
 ) -> Gradients:
-    query, key, value = problem.query, problem.key, problem.value
-    matrix = _Matrix(problem.rowptr, problem.col, key.size(0))
-    along_keys = None
-    if transpose is not None:
-        along_keys = _Matrix(transpose.rowptr, transpose.row, query.size(0))
-    row = torch.repeat_interleave(matrix.rowptr.diff(), output_size=problem.col.numel())
-    sums = {name: getattr(problem, name).dtype for name in needs}
-    if query.size(1) != key.size(1):  # several heads add to one gradient
-        sums |= {name: problem.sum_dtype for name in needs if name in ("key", "value")}
-    grads = {name: torch.zeros(getattr(problem, name).shape, dtype=dtype) for name, dtype in sums.items()}
+    queries, heads = problem.query.shape[:2]
+    groups = heads // problem.key.size(1)
+    matrix = _Matrix(problem.rowptr, problem.col, problem.key.size(0))
+    room, other_room, weight, of_score = _rooms(problem)
+    columns = None if transpose is None else _Matrix(transpose.rowptr, transpose.row, queries)
+    grads = {}
+    for name in needs:
+        x = getattr(problem, name)
+        several = groups > 1 and name in ("key", "value")  # heads add to one gradient
+        grads[name] = x.new_empty(x.shape, dtype=problem.sum_dtype if several else x.dtype)
+        if name in ("bias", "log_weight"):
+            grads[name].zero_()
 
-    for head in range(query.size(1)):
-        key_head = head // (query.size(1) // key.size(1))
-        shift = lse[:, head].where(lse[:, head] > -torch.inf, 0)
-        weight = _scores_of_head(problem, matrix, head).sub_(shift.index_select(0, row)).exp_()
-        upstream = _one_head(grad_out, head, problem)
-        if "value" in grads and along_keys is not None and transpose is not None:
-            grads["value"][:, key_head] += along_keys(weight.index_select(0, transpose.order)) @ upstream
-        delta = (upstream * out[:, head]).sum(-1)
+    def along_keys(name: str, values: Tensor, x: Tensor, head: int, scale: float = 1.0) -> None:
+        if columns is not None and transpose is not None:
+            values = torch.index_select(values, 0, transpose.order, out=other_room[: values.numel()])
+            columns.product(values, x, grads[name][:, head // groups], scale, add=head % groups > 0)
+
+    for head in range(heads):
+        finite = lse[:, head] > -torch.inf
+        upstream = _one_head(grad_out, head, room)
+        delta = _one_head(out, head, other_room).mul_(upstream).sum(-1)
         if grad_lse is not None:
-            delta -= grad_lse[:, head].where(lse[:, head] > -torch.inf, 0)
-        of_score = matrix.dots(upstream, _one_head(value, key_head, problem))
-        of_score.sub_(delta.index_select(0, row)).mul_(weight)
-        del weight, upstream
+            delta -= grad_lse[:, head].where(finite, 0)
+        matrix.per_edge(delta.neg_(), of_score)
+        matrix.add_dots(of_score, upstream, _one_head(problem.value, head // groups, other_room))
+
+        matrix.per_edge(lse[:, head].where(finite, 0).neg_(), weight)
+        query = _one_head(problem.query, head, room)
+        key = _one_head(problem.key, head // groups, other_room)
+        of_score *= _add_scores(weight, problem, head, matrix, query, key).exp_()
         if "bias" in grads:
             grads["bias"][:, head % grads["bias"].size(1)] += of_score
         if "log_weight" in grads:
             grads["log_weight"][:, head % grads["log_weight"].size(1)].index_add_(0, problem.col, of_score)
-        of_score *= problem.scale
         if "query" in grads:
-            grads["query"][:, head] = matrix(of_score) @ _one_head(key, key_head, problem)
-        if "key" in grads and along_keys is not None and transpose is not None:
-            of_score = of_score.index_select(0, transpose.order)
-            grads["key"][:, key_head] += along_keys(of_score) @ _one_head(query, head, problem)
+            matrix.product(of_score, key, grads["query"][:, head], problem.scale)
+        if "key" in grads:
+            along_keys("key", of_score, query, head, problem.scale)
+        if "value" in grads:
+            along_keys("value", weight, _one_head(grad_out, head, room), head)
     return Gradients(**{name: grad.to(getattr(problem, name).dtype) for name, grad in grads.items()})
 
 
@@ -173,11 +210,15 @@ def _backward_sparse(
 
 
 def _chunks(problem: Problem) -> Iterator[tuple[slice, slice]]:
-    """Slices of rows, and of their edges: whole rows, of few enough edges (but always one)."""
+    """`_slices` that fit the cache."""
     query, value = problem.query, problem.value
     widest = query.size(1) * max(query.size(2), value.size(2), 1)
-    edges = max(_CHUNK.get(query.device.type, _CHUNK_ELSEWHERE) // widest, 1)
-    rowptr = problem.rowptr.cpu()
+    return _slices(problem.rowptr, max(_CHUNK.get(query.device.type, _CHUNK_ELSEWHERE) // widest, 1))
+
+
+def _slices(rowptr: Tensor, edges: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of rows, and of their edges: whole rows, of so many edges at most (but always one row)."""
+    rowptr = rowptr.cpu()
     begin, count = 0, rowptr.numel() - 1
     while begin < count:
         limit = int(rowptr[begin]) + edges
@@ -188,16 +229,12 @@ def _chunks(problem: Problem) -> Iterator[tuple[slice, slice]]:
 
 
 def _cut(problem: Problem, rows: slice, edges: slice) -> Problem:
-    """The problem of some rows, with keys and values already gathered for each of their edges."""
-    col = problem.col[edges]
+    """The problem of some rows."""
     return problem._replace(
         query=problem.query[rows],
-        key=problem.key.index_select(0, col),
-        value=problem.value.index_select(0, col),
         rowptr=problem.rowptr[rows.start : rows.stop + 1] - edges.start,
-        col=torch.arange(col.numel(), dtype=col.dtype, device=col.device),
+        col=problem.col[edges],
         bias=None if problem.bias is None else problem.bias[edges],
-        log_weight=None if problem.log_weight is None else problem.log_weight.index_select(0, col),
         edge_key=None if problem.edge_key is None else problem.edge_key[edges],
         edge_value=None if problem.edge_value is None else problem.edge_value[edges],
         first_edge=edges.start,
@@ -246,26 +283,30 @@ def _gradients_of_edges(
 ) -> dict[str, Tensor]:
     """Of query and att summed, of everything else per edge; per head of the query throughout."""
     row, dtype = reference.row_of_edges(cut), cut.sum_dtype
+    # What was gathered is worked on in place: writing takes most of the time.
+    query, key = cut.query.to(dtype).index_select(0, row), reference.keys(cut)
+    if cut.att is None:
+        score = (query * key).sum(-1) * cut.scale
+    else:
+        both = query.add_(key)
+        active = torch.nn.functional.leaky_relu(both, cut.negative_slope)
+        score = (active * cut.att).sum(-1)
     shift = lse.where(lse > -torch.inf, 0)
-    weight = (reference.scores(cut, row) - shift.index_select(0, row)).exp()
+    weight = (reference.biased(score, cut) - shift.index_select(0, row)).exp()
     kept = reference.dropped(torch.ones_like(weight), cut)
     delta = (grad_out.to(dtype) * out.to(dtype)).sum(-1)
     if grad_lse is not None:
         delta = delta - grad_lse.where(lse > -torch.inf, 0)
     upstream = grad_out.to(dtype).index_select(0, row)
-    value = reference.values(cut)
-    of_score = weight * ((upstream * value).sum(-1) * kept - delta.index_select(0, row))
+    of_score = weight * (reference.values(cut).mul_(upstream).sum(-1) * kept - delta.index_select(0, row))
+    of_value = upstream.mul_((weight * kept).unsqueeze(-1))
 
-    query, key = cut.query.to(dtype).index_select(0, row), reference.keys(cut)
     of_dot = of_score.unsqueeze(-1)
     if cut.att is None:
-        of_query, of_key, of_att = of_dot * key * cut.scale, of_dot * query * cut.scale, of_dot
+        of_query, of_key, of_att = key.mul_(of_dot * cut.scale), query.mul_(of_dot * cut.scale), of_dot
     else:
-        both = query + key
-        slope = torch.full_like(both, cut.negative_slope).masked_fill_(both > 0, 1)
-        of_query = of_key = of_dot * cut.att * slope
-        of_att = (of_dot * torch.nn.functional.leaky_relu(both, cut.negative_slope)).sum(0)
-    of_value = (weight * kept).unsqueeze(-1) * upstream
+        of_att = active.mul_(of_dot).sum(0)
+        of_query = of_key = torch.ops.aten.leaky_relu_backward(of_dot * cut.att, both, cut.negative_slope, False)
     return {
         "query": torch.zeros_like(cut.query, dtype=dtype).index_add_(0, row, of_query),
         "key": of_key,

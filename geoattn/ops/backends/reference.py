@@ -57,6 +57,11 @@ def scores(problem: Problem, row: Tensor) -> Tensor:
         score = (query * key).sum(-1) * problem.scale
     else:
         score = (F.leaky_relu(query + key, problem.negative_slope) * problem.att).sum(-1)
+    return biased(score, problem)
+
+
+def biased(score: Tensor, problem: Problem) -> Tensor:
+    """Scores ``[E, H]`` with what is added to them."""
     if problem.bias is not None:
         score = score + problem.bias
     if problem.log_weight is not None:

@@ -143,7 +143,8 @@ class TorchKernels:
 
 def _add_at(target: Tensor, index: Tensor, x: Tensor, sign: int) -> None:
     """``target[index] += sign * x``, in one order run after run: on a GPU `index_add_` has none."""
+    x = x if sign == 1 else x.neg()  # not `alpha`, with which `index_add_` takes four times as long
     if target.device.type == "cpu":
-        target.index_add_(0, index, x, alpha=sign)
+        target.index_add_(0, index, x)
     else:
-        target.index_put_((index.long(),), x * sign, accumulate=True)
+        target.index_put_((index.long(),), x, accumulate=True)

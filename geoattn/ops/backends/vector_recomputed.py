@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from geoattn.ops.backends import vector_cpu, vector_reference
 from geoattn.ops.backends.vector_kernels import Kernels, Rows, TorchKernels
@@ -165,17 +165,83 @@ def _offset(rows: Rows, inputs: Inputs) -> Tensor:
     return rows.repeat(position) - inputs.key_position.detach().index_select(0, rows.col)
 
 
+class _Chain:
+    """Linear layers and ReLU, differentiated by hand: in fewer passes than autograd takes, and narrow products fast."""
+
+    def __init__(self, layers: list[vector_cpu.Linear]) -> None:
+        self.layers = layers
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.passed = [x]
+        for weight, bias, relu in self.layers:
+            x = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+            self.passed.append(x.relu_() if relu else x)
+        return x
+
+    def pull_back(self, upstream: Tensor, totals: dict[int, Tensor], wanted: bool) -> Tensor | None:
+        grad = upstream.to(self.passed[-1].dtype)
+        for place in reversed(range(len(self.layers))):
+            weight, bias, relu = self.layers[place]
+            x, y = self.passed[place : place + 2]
+            if relu:
+                grad = torch.ops.aten.threshold_backward(grad, y, 0)
+            if bias is not None and bias.requires_grad:
+                totals[id(bias)] += grad.sum(0)
+            if weight.requires_grad:
+                # The narrower side first: the other way round a product of few columns takes several times as long.
+                totals[id(weight)] += (x.t() @ grad).t() if x.size(1) < grad.size(1) else grad.t() @ x
+            if place or wanted:
+                grad = grad @ weight
+        return grad if wanted else None
+
+
+class _Traced:
+    """Any network, differentiated by autograd."""
+
+    def __init__(self, network: Module, parameters: list[Tensor], autocast: tuple[str, torch.dtype, bool]) -> None:
+        self.network, self.parameters, self.autocast = network, parameters, autocast
+
+    def __call__(self, x: Tensor) -> Tensor:
+        device, dtype, enabled = self.autocast
+        self.x = x.detach().requires_grad_()
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled, cache_enabled=False):
+            self.y: Tensor = self.network(self.x.clone())  # it may work in place, which a leaf does not allow
+        return self.y.detach()
+
+    def pull_back(self, upstream: Tensor, totals: dict[int, Tensor], wanted: bool) -> Tensor | None:
+        if not self.y.requires_grad:
+            return None
+        ends = [*self.parameters, self.x] if wanted else self.parameters
+        found = torch.autograd.grad(self.y, ends, upstream.to(self.y.dtype), allow_unused=True)
+        for parameter, grad in zip(self.parameters, found, strict=False):
+            if grad is not None:
+                totals[id(parameter)] += grad
+        return found[-1] if wanted else None
+
+
+def _chain(network: Module, x: Tensor, plan: _Plan) -> _Chain | None:
+    """The network as a chain that takes inputs like ``x``, if it is one."""
+    layers = None if plan.autocast[2] else vector_cpu.chain(network)
+    tensors = [t for layer in layers or [] for t in layer[:2] if t is not None]
+    plain = all(type(t) in (Tensor, Parameter) and t.dtype == x.dtype and t.device == x.device for t in tensors)
+    return _Chain(layers) if layers and plain else None
+
+
 def _forward(plan: _Plan, inputs: Inputs) -> Tensor:
-    pos_nn, attn_nn, kernels = plan.networks.pos_nn, plan.networks.attn_nn, plan.kernels
+    kernels = plan.kernels
     query, key, value = (x.to(_sum_dtype(x)) for x in inputs[:3])
+    pos_nn = _chain(plan.networks.pos_nn, inputs.position, plan) or plan.networks.pos_nn
+    attn_nn = plan.networks.attn_nn
     out = query.new_zeros(query.size(0), value.size(1))
     for rows in _chunks(plan.pattern):
         delta = vector_reference.checked_delta(pos_nn(_offset(rows, inputs)), value)
         dtype = torch.promote_types(inputs.query.dtype, delta.dtype)
         delta = delta.to(query.dtype)
-        relation = kernels.relate(rows, query, key, delta)
-        score = vector_reference.per_channel(relation if attn_nn is None else attn_nn(relation.to(dtype)), value)
-        kernels.sum(rows, score.to(query.dtype), delta, value, out)
+        score = kernels.relate(rows, query, key, delta)
+        if attn_nn is not None:
+            score = score.to(dtype)
+            score = (_chain(attn_nn, score, plan) or attn_nn)(score)
+        kernels.sum(rows, vector_reference.per_channel(score, value).to(query.dtype), delta, value, out)
     return out.to(inputs.query.dtype)
 
 
@@ -183,7 +249,7 @@ def _backward(
     plan: _Plan, inputs: Inputs, grad_out: Tensor, needs: Sequence[bool], state: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Gradients of inputs and state; those not needed may be None."""
-    pos_nn, attn_nn, kernels = plan.networks.pos_nn, plan.networks.attn_nn, plan.kernels
+    attn_nn, kernels = plan.networks.attn_nn, plan.kernels
     query, key, value = (x.detach().to(_sum_dtype(x)) for x in inputs[:3])
     grad_out = grad_out.to(query.dtype).contiguous()
     grads = [
@@ -191,48 +257,34 @@ def _backward(
     ]
     of_query, of_key, of_value, of_position, of_key_position = grads
     parameters = [x for x in state if x.requires_grad]
-    of_parameters = [x.new_zeros(x.shape, dtype=_sum_dtype(x)) for x in parameters]
-    device, dtype, enabled = plan.autocast
+    totals = {id(x): x.new_zeros(x.shape, dtype=_sum_dtype(x)) for x in parameters}
 
-    def pull_back(output: Tensor, upstream: Tensor, end: Tensor | None) -> Tensor | None:
-        """Adds to the gradients of parameters, returns that of ``end``."""
-        if not output.requires_grad:
-            return None
-        ends = parameters if end is None else [*parameters, end]
-        found = torch.autograd.grad(output, ends, upstream.to(output.dtype), allow_unused=True)
-        for total, grad in zip(of_parameters, found, strict=False):
-            if grad is not None:
-                total += grad
-        return None if end is None else found[-1]
+    def differentiable(network: Module, x: Tensor) -> _Chain | _Traced:
+        return _chain(network, x, plan) or _Traced(network, parameters, plan.autocast)
 
     for rows in _chunks(plan.pattern):
-        offset = _offset(rows, inputs).requires_grad_(needs[3] or needs[4])
-        with torch.enable_grad(), torch.autocast(device, dtype, enabled, cache_enabled=False):
-            delta = pos_nn(offset.clone())  # a network may work in place, which a leaf does not allow
-        plain_delta = delta.detach().to(query.dtype)
-        relation = kernels.relate(rows, query, key, plain_delta)
-        if attn_nn is None:
-            score, of_score = relation, relation
-        else:
-            relation = relation.to(torch.promote_types(inputs.query.dtype, delta.dtype)).requires_grad_()
-            with torch.enable_grad(), torch.autocast(device, dtype, enabled, cache_enabled=False):
-                score = attn_nn(relation.clone())
-            of_score = score.detach()
+        offset = _offset(rows, inputs)
+        pos = differentiable(plan.networks.pos_nn, offset)
+        delta = pos(offset)
+        dtype = torch.promote_types(inputs.query.dtype, delta.dtype)
+        delta = delta.to(query.dtype)
+        score = relation = kernels.relate(rows, query, key, delta)
+        if attn_nn is not None:
+            relation = relation.to(dtype)
+            attn = differentiable(attn_nn, relation)
+            score = attn(relation)
         of_score, message = kernels.sum_backward(
-            rows, vector_reference.per_channel(of_score, value).to(query.dtype), plain_delta, value, grad_out
+            rows, vector_reference.per_channel(score, value).to(query.dtype), delta, value, grad_out
         )
-        if attn_nn is None:
-            of_relation = _per_score(of_score, score)
-        else:
-            found = pull_back(score, _per_score(of_score, score), relation)
-            of_relation = torch.zeros_like(plain_delta) if found is None else found.to(query.dtype)
+        of_relation = _per_score(of_score, score)
+        if attn_nn is not None:
+            found = attn.pull_back(of_relation, totals, True)
+            of_relation = torch.zeros_like(message) if found is None else found.to(query.dtype)
         kernels.collect(rows, of_relation, message, of_query, of_key, of_value)
-        of_offset = pull_back(delta, of_relation + message, offset if offset.requires_grad else None)
+        of_offset = pos.pull_back(message.add_(of_relation), totals, needs[3] or needs[4])
         if of_offset is not None:
             kernels.collect_positions(rows, of_offset, of_position, of_key_position)
-
-    rest = iter(of_parameters)
-    return [*grads, *[next(rest) if x.requires_grad else None for x in state]]
+    return [*grads, *[totals.get(id(x)) for x in state]]
 
 
 def _per_score(of_channels: Tensor, score: Tensor) -> Tensor:
