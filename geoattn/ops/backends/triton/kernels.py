@@ -95,7 +95,8 @@ def _store_shared(
     address = pointer + (row * HELD + head) * WIDTH + dim
     live = live & (head < HELD) & (dim < WIDTH)
     if SHARING > HEADS:
-        x += tl.load(address, mask=live & (first_head % SHARING != 0), other=0.0)
+        if first_head % SHARING != 0:
+            x += tl.load(address, mask=live, other=0.0)
     tl.store(address, x.to(pointer.dtype.element_ty), mask=live)
 
 
