@@ -387,9 +387,10 @@ struct Attention {
     int count;
     int64_t edge[kTile];         // position in col; only where something of edges is read or written
     int64_t other[kTile];        // the node at the other end
+    int64_t ahead[kTile];        // the same of the edges kAhead further on, where there are any; not checked
     const T* at[kTile];          // row of key (along rows) or query (along the transpose)
     const T* opposite[kTile];    // row of value or grad_out
-    const T* at_ahead[kTile];    // the same of the edges kAhead further on
+    const T* at_ahead[kTile];    // these rows of those edges, which are prefetched
     const T* opposite_ahead[kTile];
     const T* edge_key[kTile];
     const T* edge_value[kTile];
@@ -476,10 +477,9 @@ struct Attention {
     if (call.edge_value) rows(call.edge_value, call.edge_value_heads * C, tile.edge, tile.edge_value);
 
     // An address that is never read may be any: what lies ahead is not checked.
-    int64_t node[kTile];
-    read(of, of.node, begin + kAhead < call.edges ? begin + kAhead : begin, node);
-    rows(side.at, side.at_stride[0], node, tile.at_ahead);
-    rows(side.opposite, side.opposite_stride[0], node, tile.opposite_ahead);
+    read(of, of.node, begin + kAhead < call.edges ? begin + kAhead : begin, tile.ahead);
+    rows(side.at, side.at_stride[0], tile.ahead, tile.at_ahead);
+    rows(side.opposite, side.opposite_stride[0], tile.ahead, tile.opposite_ahead);
     return true;
   }
 
@@ -639,11 +639,21 @@ struct Attention {
     }
   }
 
-  // x[l % P] in lane l
-  static INLINE Vec<A> repeat(const A* x) {
-    alignas(64) A to[W];
-    for (int l = 0; l < W; ++l) to[l] = x[l % P];
-    return load(to);
+  // Lane l takes lane l % P.
+  static INLINE Vec<A> repeat(Vec<A> x) { return repeat_(x, std::make_integer_sequence<int, W>{}); }
+  template <int... L>
+  static INLINE Vec<A> repeat_(Vec<A> x, std::integer_sequence<int, L...>) {
+    return GEOATTN_SHUFFLE(x, x, (L % P)...);
+  }
+  // Numbers of the heads of a block, repeated to fill a vector, of a tensor [N, H].
+  INLINE Vec<A> of_heads(const void* p, int64_t row, int64_t h) const {
+    return repeat(load_part(static_cast<const A*>(p) + row * H + h, static_cast<int>(std::min<int64_t>(H - h, P))));
+  }
+  // The first P lanes.
+  static INLINE void store_heads(A* to, Vec<A> x) {
+    alignas(64) A lanes[W];
+    store(lanes, x);
+    std::memcpy(to, lanes, P * sizeof(A));
   }
 
   int forward() {
@@ -743,48 +753,69 @@ struct Attention {
 
   // ---- Gradients ----------------------------------------------------------------------------------------------------
   // With p the weight of an edge, d its upstream gradient grad_out_i . value_j: ds = p (d - delta_i), where
-  // delta_i = grad_out_i . out_i - grad_lse_i.
+  // delta_i = sum p d - grad_lse_i, which is grad_out_i . out_i - grad_lse_i.
 
-  A* stats = nullptr;  // [N, blocks, 2, P]: log-sum-exp (0 where a row is empty) and delta
+  A* stats = nullptr;  // [N, blocks, 2, P]: log-sum-exp (0 where a row is empty) and delta, made along queries
 
-  void prepare() {
-    parallel_blocks(call.queries, 1024, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const T* grad = row_of(call.grad_out, call.grad_out_stride, i);
-        const T* out = static_cast<const T*>(call.out) + i * H * C;
-        for (int64_t h = 0; h < H; ++h) {
-          const T *g = grad + h * call.grad_out_stride[1], *o = out + h * C;
-          Vec<A> acc{};
-          int64_t c = 0;
-          for (; c + W <= C; c += W) acc += load(g + c) * load(o + c);
-          A delta = sum_lanes<A>(acc);
-          for (; c < C; ++c) delta += static_cast<A>(g[c]) * static_cast<A>(o[c]);
-          const A lse = static_cast<const A*>(call.lse)[i * H + h];
-          if (call.grad_lse && lse != -INFINITY) delta -= static_cast<const A*>(call.grad_lse)[i * H + h];
-          A* to_stats = stats + i * 2 * padded + h / P * 2 * P + h % P;
-          to_stats[0] = lse == -INFINITY ? A(0) : lse;
-          to_stats[P] = delta;
-        }
-      }
-    });
+  // In place, from scores to p and from grad_out_i . value_j to d. Vector v of the tile has the log-sum-exp lse_of(v).
+  template <class Of>
+  INLINE void weigh(const Tile& tile, A* score, A* upstream, const A* kept, const Of& lse_of) const {
+    for (int v = 0; v < tile.vectors(); ++v) {
+      store(score + v * W, exp(load(score + v * W) - lse_of(v)));
+      if (kept) store(upstream + v * W, load(upstream + v * W) * load(kept + v * W));
+    }
+  }
+  // In place, from p to the weights that values were summed with, and from d to ds.
+  template <class Of>
+  INLINE void chain(const Tile& tile, A* score, A* upstream, const A* kept, const Of& delta_of) const {
+    for (int v = 0; v < tile.vectors(); ++v) {
+      const Vec<A> p = load(score + v * W);
+      store(upstream + v * W, p * (load(upstream + v * W) - delta_of(v)));
+      if (kept) store(score + v * W, p * load(kept + v * W));
+    }
+  }
+  // What dropout multiplies the edges of a tile by, or null without dropout.
+  INLINE const A* kept_of(const Tile& tile, int64_t h, A* room) const {
+    if (call.dropout <= 0) return nullptr;
+    std::fill(room, room + kScores, A(0));
+    keep(tile, h, room);
+    return room;
   }
 
-  // In place, from scores to the weights that values were summed with, and from upstream gradients to ds. Vector v of
-  // the tile has the log-sum-exp and delta of(v).
-  template <class Of>
-  INLINE void chain(const Tile& tile, int64_t h, A* score, A* upstream, const Of& of) const {
-    alignas(64) A kept[kScores];
-    if (call.dropout > 0) {
-      std::fill(kept, kept + kScores, A(0));
-      keep(tile, h, kept);
+  // Both steps for a tile of queries; leaves what the transpose needs to know in `own`, the stats of the row.
+  INLINE void chain_row(const Tile& tile, int64_t h, A* score, A* upstream, A* own) const {
+    alignas(64) A room[kScores];
+    const A* kept = kept_of(tile, h, room);
+    const Vec<A> lse = of_heads(call.lse, tile.row, h);
+    const Mask<A> empty = lse == -INFINITY;
+    const Vec<A> shift = empty ? Vec<A>{} : lse;
+    weigh(tile, score, upstream, kept, [&](int) LAMBDA_INLINE { return shift; });
+    Vec<A> delta{};
+    if (tile.first && tile.last) {
+      for (int v = 0; v < tile.vectors(); ++v) {
+        const Vec<A> p = load(score + v * W);
+        delta += p != 0 ? p * load(upstream + v * W) : Vec<A>{};  // lanes beyond the edges hold anything
+      }
+      delta = over_edges(delta, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
+    } else {
+      if (tile.first) delta_from_out(tile.row, h, own + P);
+      delta = repeat(load_part(own + P, P));
     }
-    for (int v = 0; v < tile.vectors(); ++v) {
-      const auto [lse, delta] = of(v);
-      Vec<A> p = exp(load(score + v * W) - lse), d = load(upstream + v * W);
-      if (call.dropout > 0) d *= load(kept + v * W);
-      store(upstream + v * W, p * (d - delta));
-      if (call.dropout > 0) p *= load(kept + v * W);
-      store(score + v * W, p);
+    if (tile.first) {
+      if (call.grad_lse) delta -= empty ? Vec<A>{} : of_heads(call.grad_lse, tile.row, h);
+      store_heads(own, shift);
+      store_heads(own + P, delta);
+    }
+    chain(tile, score, upstream, kept, [&](int) LAMBDA_INLINE { return delta; });
+  }
+  // grad_out . out in the heads of a block, before a row's tiles have all been seen.
+  NOINLINE void delta_from_out(int64_t i, int64_t h, A* to) const {
+    for (int64_t p = 0; p < P && h + p < H; ++p) {
+      const T* grad = row_of(call.grad_out, call.grad_out_stride, i) + (h + p) * call.grad_out_stride[1];
+      const T* out = static_cast<const T*>(call.out) + (i * H + h + p) * C;
+      A sum = 0;
+      for (int64_t c = 0; c < C; ++c) sum += static_cast<A>(grad[c]) * static_cast<A>(out[c]);
+      to[p] = sum;
     }
   }
 
@@ -824,9 +855,7 @@ struct Attention {
         for (const Tile& tile : batch) {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t at = (batch.index(tile) * blocks + k) * kScores;
-            const A* of_row = stats + (tile.row * blocks + k) * 2 * P;
-            const Vec<A> lse = repeat(of_row), delta = repeat(of_row + P);
-            chain(tile, k * P, score + at, upstream + at, [&](int) LAMBDA_INLINE { return std::pair(lse, delta); });
+            chain_row(tile, k * P, score + at, upstream + at, stats + (tile.row * blocks + k) * 2 * P);
           }
         }
         for (const Tile& tile : batch) {
@@ -917,6 +946,9 @@ struct Attention {
           prefetch_own(call.value, call.value_stride, G, C, tile.row_ahead);
           keys[t] = own(call.key, call.key_stride, tile.row, in_key, D, key + t * padded * D);
           values[t] = own(call.value, call.value_stride, tile.row, in_value, C, value + t * padded * C);
+          for (int b = 0; b < tile.count; ++b)
+            for (int64_t p = 0; p < 2 * padded; p += 64 / sizeof(A))
+              __builtin_prefetch(stats + tile.ahead[b] * 2 * padded + p);
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
             for (int b = 0; b < tile.count; ++b) {
@@ -937,10 +969,11 @@ struct Attention {
         for (const Tile& tile : batch) {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t at = (batch.index(tile) * blocks + k) * kScores;
-            const A* own = of_query + 2 * at;
-            chain(tile, k * P, score + at, upstream + at, [&](int v) LAMBDA_INLINE {
-              return std::pair(load(own + v * W), load(own + kScores + v * W));
-            });
+            const A *lse = of_query + 2 * at, *delta = lse + kScores;
+            alignas(64) A room[kScores];
+            const A* kept = kept_of(tile, k * P, room);
+            weigh(tile, score + at, upstream + at, kept, [&](int v) LAMBDA_INLINE { return load(lse + v * W); });
+            chain(tile, score + at, upstream + at, kept, [&](int v) LAMBDA_INLINE { return load(delta + v * W); });
           }
         }
         for (const Tile& tile : batch) {
@@ -994,9 +1027,7 @@ struct Attention {
   int backward() {
     Buffer<A> of_rows(call.queries * padded * 2);
     stats = of_rows;
-    prepare();
-    if (call.grad_query || call.grad_bias || call.grad_edge_key || call.grad_edge_value || call.grad_att)
-      along_queries();
+    along_queries();
     if (!error && (call.grad_key || call.grad_value || call.grad_log_weight)) along_keys();
     return error;
   }
