@@ -274,10 +274,6 @@ INLINE Vec<A> fold_rest(Vec<A> x) {
     return x;
   }
 }
-template <class A>
-INLINE A sum_lanes(Vec<A> x) {
-  return fold_rest<1, A>(x)[0];
-}
 template <int S, class V, int... L>
 INLINE V swap_(V x, std::integer_sequence<int, L...>) {
   return GEOATTN_SHUFFLE(x, x, (L ^ S)...);
@@ -286,12 +282,6 @@ INLINE V swap_(V x, std::integer_sequence<int, L...>) {
 template <int S, class A>
 INLINE Vec<A> across(Vec<A> x) {
   return swap_<S>(x, std::make_integer_sequence<int, kWidth<A>>{});
-}
-template <class A>
-INLINE bool any(Mask<A> lanes) {
-  bool found = false;
-  for (int l = 0; l < kWidth<A>; ++l) found |= lanes[l] != 0;
-  return found;
 }
 
 INLINE Vec<float> exp(Vec<float> x) {

@@ -21,9 +21,9 @@ using geoattn::parallel_blocks;
 
 namespace {
 
-constexpr int kBatch = 4;        // tiles
-constexpr int kBatchEdges = 32;  // a batch that has so many takes no further tile
-constexpr int kAhead = 16;       // edges between the one worked on and the one prefetched
+constexpr int kBatch = 4;              // tiles
+constexpr int kBatchEdges = 32;        // a batch that has so many takes no further tile
+constexpr int kAhead = 16;             // edges between the one worked on and the one prefetched
 constexpr int64_t kStream = 16 << 20;  // bytes from which a result is written around the cache
 
 // Compressed rows in any order: where each begins, the node at the other end of every edge, the position of every edge in
@@ -68,7 +68,7 @@ struct Attention {
   const uint64_t threshold;
   const bool per_edge;  // whether the positions of edges matter
   const Kernels<T, P> of_dim, of_width;
-  Buffer<A> att;              // [padded, D], where it is given
+  Buffer<A> att;  // [padded, D], where it is given
   std::atomic<int> error{0};  // 1: a key out of range, 2: rowptr does not rise or a row is out of range
 
   explicit Attention(const Call& c)
@@ -338,8 +338,8 @@ struct Attention {
     for (int l = 0; l < count * P; ++l) x[l] += y[l];
   }
   // to[b, h] = x[b, h] . y[b, h]
-  static NOINLINE void pair_dots(const T* const* x, const int64_t* in_x, const T* const* y, const int64_t* in_y, int64_t length,
-                        int count, A* to) {
+  static NOINLINE void pair_dots(const T* const* x, const int64_t* in_x, const T* const* y, const int64_t* in_y,
+                                 int64_t length, int count, A* to) {
     for (int b = 0; b < count; ++b) {
       for (int p = 0; p < P; ++p) {
         A sum = 0;
@@ -590,7 +590,7 @@ struct Attention {
             if (call.att) {
               if (call.grad_query || call.grad_att)
                 additive_backward<T, P>(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
-                                          grad_att ? grad_att + h * D : nullptr);
+                                        grad_att ? grad_att + h * D : nullptr);
             } else if (call.grad_query) {
               of_dim.add_rows_(sum + h * D, ds, {tile.at, &in_key[h], nullptr}, static_cast<int>(D), n);
               if (call.edge_key)
@@ -647,7 +647,8 @@ struct Attention {
       for (int64_t c = 0; c < C; ++c) sum[b * C + c] += weight[b * P] * grad[c];
     if (h % share == share - 1) write_edges(tile, sum, call.grad_edge_value, call.edge_value_heads, h / share, C);
   }
-  static NOINLINE void write_edges(const Tile& tile, const A* sum, void* to, int64_t heads, int64_t head, int64_t length) {
+  static NOINLINE void write_edges(const Tile& tile, const A* sum, void* to, int64_t heads, int64_t head,
+                                   int64_t length) {
     for (int b = 0; b < tile.count; ++b) {
       T* row = static_cast<T*>(to) + (tile.edge[b] * heads + head) * length;
       for (int64_t d = 0; d < length; ++d) row[d] = static_cast<T>(sum[b * length + d]);
@@ -712,7 +713,7 @@ struct Attention {
             if (call.grad_key) {
               if (call.att)
                 additive_backward<T, P>(additive_of(tile, side, keys[t] + h * D, h), ds, static_cast<int>(D), n,
-                                          sum_key + h * D, nullptr);
+                                        sum_key + h * D, nullptr);
               else
                 of_dim.add_rows_(sum_key + h * D, ds, {tile.at, &in_query[h], nullptr}, static_cast<int>(D), n);
             }
