@@ -126,6 +126,12 @@ INLINE Vec<A> splat(A x) {
   return x - Vec<A>{};
 }
 
+// Reads the cache lines of `bytes` bytes ahead, into the second level: on AMD a core waits for twice as many lines at once
+// there as in the first, which scattered rows are bound by, and from there to the first is a short way.
+INLINE void prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+}
+
 // W elements of any storage type, as sums.
 INLINE Vec<float> load(const float* p) {
   Vec<float> x;
@@ -160,6 +166,38 @@ INLINE Vec<float> load(const f16* p) {
   for (int i = 0; i < kWidth<float>; ++i) x[i] = static_cast<float>(p[i]);
   return x;
 #endif
+}
+
+// Lane l is p[l % P].
+template <int P>
+INLINE Vec<float> load_repeated(const float* p) {
+  static_assert(P == 1 || P == 2 || P == 4 || P == 8, "other numbers of heads are not repeated");
+  if constexpr (P == 1) return splat(*p);
+  if constexpr (P == 2) {
+    typedef int64_t Pairs __attribute__((vector_size(kBytes)));
+    int64_t pair;
+    std::memcpy(&pair, p, 8);
+    return reinterpret_cast<Vec<float>>(pair + Pairs{});
+  }
+#if defined(__AVX512F__)
+  if constexpr (P == 4) return reinterpret_cast<Vec<float>>(_mm512_broadcast_f32x4(_mm_loadu_ps(p)));
+  if constexpr (P == 8) return reinterpret_cast<Vec<float>>(_mm512_broadcast_f32x8(_mm256_loadu_ps(p)));
+#elif defined(__AVX2__)
+  if constexpr (P == 4) {
+    const __m128 x = _mm_loadu_ps(p);
+    return reinterpret_cast<Vec<float>>(_mm256_broadcast_ps(&x));
+  }
+#endif
+  return load(p);
+}
+// Lane l is lane l / P * P + H.
+template <int P, int H, class V, int... L>
+INLINE V head_(V x, std::integer_sequence<int, L...>) {
+  return GEOATTN_SHUFFLE(x, x, (L / P * P + H)...);
+}
+template <int P, int H, class A>
+INLINE Vec<A> head(Vec<A> x) {
+  return head_<P, H>(x, std::make_integer_sequence<int, kWidth<A>>{});
 }
 
 // The first n < W elements, zeros after them; reads no byte beyond.
@@ -236,14 +274,27 @@ template <class T>
 INLINE void store_part(T* p, Vec<Sum<T>> x, int n) {
   for (int i = 0; i < n; ++i) p[i] = static_cast<T>(x[i]);
 }
+#if defined(__AVX512F__)
+INLINE void store_part(float* p, Vec<float> x, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(x));
+}
+#endif
 
-// Lane l takes, of a where bit S of l is 0 and of b where it is 1, its own lane plus the lane across S.
+// Sums of neighbors: x0 + x1, x2 + x3 and so on, where x is the units of a, then those of b. While S lanes are less than
+// 16 bytes, a unit is a lane, and x is the first 16 bytes of a and b, then the next; after that a unit is 16 bytes.
+template <int S, int W>
+constexpr int first_lane(int l) {
+  constexpr int kQuarter = 16 * W / kBytes, kUnit = S < kQuarter ? 1 : kQuarter, kGroup = S < kQuarter ? kQuarter : W;
+  constexpr int kHalf = kGroup / kUnit / 2;
+  const int unit = l % kGroup / kUnit;
+  return (unit >= kHalf ? W : 0) + l / kGroup * kGroup + unit % kHalf * 2 * kUnit + l % kUnit;
+}
 template <int S, class V, int... L>
 INLINE V fold_(V a, V b, std::integer_sequence<int, L...>) {
-  constexpr int W = sizeof...(L);
-  const V own = GEOATTN_SHUFFLE(a, b, ((L & S) ? W + L : L)...);
-  const V across = GEOATTN_SHUFFLE(a, b, ((L & S) ? W + (L ^ S) : (L ^ S))...);
-  return own + across;
+  constexpr int W = sizeof...(L), kQuarter = 16 * W / kBytes, kUnit = S < kQuarter ? 1 : kQuarter;
+  const V first = GEOATTN_SHUFFLE(a, b, first_lane<S, W>(L)...);
+  const V second = GEOATTN_SHUFFLE(a, b, (first_lane<S, W>(L) + kUnit)...);
+  return first + second;
 }
 template <int S, class A>
 INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {

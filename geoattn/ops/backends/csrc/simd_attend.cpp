@@ -21,9 +21,9 @@ using geoattn::parallel_blocks;
 
 namespace {
 
-constexpr int kBatch = 4;              // tiles
-constexpr int kBatchEdges = 32;        // a batch that has so many takes no further tile
-constexpr int kAhead = 16;             // edges between the one worked on and the one prefetched
+constexpr int kBatch = 3;              // tiles
+constexpr int kBatchEdges = 24;        // a batch that has so many takes no further tile
+constexpr int kWindow = 256;           // edges whose numbers are read at once
 constexpr int64_t kStream = 16 << 20;  // bytes from which a result is written around the cache
 
 // Compressed rows in any order: where each begins, the node at the other end of every edge, the position of every edge in
@@ -58,9 +58,11 @@ struct Call {
 // head 0, whose results are dropped.
 template <class T, int P>
 struct Attention {
+  using Self = Attention;
   using A = Sum<T>;
   static constexpr int W = kWidth<A>;
   static constexpr int kScores = kTile * P;
+  static constexpr int64_t kItem = sizeof(T);
   const Call& call;
   const int64_t H, G, D, C;
   const int64_t blocks, padded;  // of heads; padded = blocks * P
@@ -81,19 +83,19 @@ struct Attention {
     for (int64_t i = 0; i < padded; ++i) {
       const int64_t h = i < H ? i : 0, g = h / (H / G);
       const auto shared = [&](int64_t number) { return number ? h / (H / number) : 0; };
-      in_key.push_back(g * c.key_stride[1]);
-      in_value.push_back(g * c.value_stride[1]);
-      in_query.push_back(h * c.query_stride[1]);
-      in_grad_out.push_back(h * c.grad_out_stride[1]);
-      in_edge_key.push_back(shared(c.edge_key_heads) * D);
-      in_edge_value.push_back(shared(c.edge_value_heads) * C);
+      in_key.push_back(g * c.key_stride[1] * kItem);
+      in_value.push_back(g * c.value_stride[1] * kItem);
+      in_query.push_back(h * c.query_stride[1] * kItem);
+      in_grad_out.push_back(h * c.grad_out_stride[1] * kItem);
+      in_edge_key.push_back(shared(c.edge_key_heads) * D * kItem);
+      in_edge_value.push_back(shared(c.edge_value_heads) * C * kItem);
       in_bias.push_back(shared(c.bias_heads));
       in_weight.push_back(shared(c.weight_heads));
     }
     if (c.att) std::copy_n(static_cast<const A*>(c.att), H * D, att + 0);
   }
 
-  // Where a head of a query finds what is its own, in a row of each tensor.
+  // Where a head of a query finds what is its own: bytes into a row, or for the last two numbers.
   std::vector<int64_t> in_key, in_value, in_query, in_grad_out, in_edge_key, in_edge_value, in_bias, in_weight;
 
   static INLINE int64_t index(const Visits& of, const void* p, int64_t i) {
@@ -103,20 +105,18 @@ struct Attention {
     return static_cast<const T*>(p) + i * stride[0];
   }
 
-  // Up to 16 edges of a row, and what is gathered for them. Entries beyond `count` may be read, too.
+  // Numbers of consecutive edges, checked: the node at the other end, and the position in col where that matters. Those
+  // after the last edge of all repeat the first here.
+  struct Window {
+    int64_t begin = 0, end = 0;
+    int64_t node[kWindow], edge[kWindow];
+  };
+  // Up to 16 edges of a row.
   struct Tile {
     int64_t row, row_ahead;
     bool first, last;  // of its row
     int count;
-    int64_t edge[kTile];         // position in col; only where something of edges is read or written
-    int64_t other[kTile];        // the node at the other end
-    int64_t ahead[kTile];        // the same of the edges kAhead further on, where there are any; not checked
-    const T* at[kTile];          // row of key (along rows) or query (along the transpose)
-    const T* opposite[kTile];    // row of value or grad_out
-    const T* at_ahead[kTile];    // these rows of those edges, which are prefetched
-    const T* opposite_ahead[kTile];
-    const T* edge_key[kTile];
-    const T* edge_value[kTile];
+    const int64_t *node, *edge;  // in a window, which reaches kTile + kAhead edges from here
 
     // Vectors that its scores take.
     INLINE int vectors() const { return (count * P + W - 1) / W; }
@@ -128,81 +128,60 @@ struct Attention {
     Tile* end() { return tile + count; }
     int index(const Tile& of) const { return static_cast<int>(&of - tile); }
   };
+  static constexpr int kReach = kBatchEdges + kTile + kAhead;  // of a batch, with what is prefetched meanwhile
 
   struct Side {
     const Visits& visits;
     int64_t count, others;
     const void *at, *opposite;
     const int64_t *at_stride, *opposite_stride;
-    const std::vector<int64_t>& in_at;
+    const std::vector<int64_t>&in_at, &in_opposite;
   };
   Side along_rows() const {
-    return {call.rows, call.queries, call.keys, call.key, call.value, call.key_stride, call.value_stride, in_key};
+    return {call.rows,       call.queries,      call.keys, call.key, call.value,
+            call.key_stride, call.value_stride, in_key,    in_value};
   }
   Side along_transpose() const {
-    return {call.columns,  call.keys,         call.queries,         call.query,
-            call.grad_out, call.query_stride, call.grad_out_stride, in_query};
+    return {call.columns,      call.keys,            call.queries, call.query, call.grad_out,
+            call.query_stride, call.grad_out_stride, in_query,     in_grad_out};
   }
 
-  bool extent(const Side& side, int64_t i, int64_t& begin, int64_t& end) {
-    begin = index(side.visits, side.visits.ptr, i), end = index(side.visits, side.visits.ptr, i + 1);
-    if (0 <= begin && begin <= end && end <= call.edges) return true;
-    error = 2;
+  bool fail(int code) {
+    error = code;
     return false;
   }
+  // Where the row ends that begins at `begin`.
+  INLINE bool end_of(const Side& side, int64_t i, int64_t begin, int64_t& end) {
+    end = index(side.visits, side.visits.ptr, i + 1);
+    return 0 <= begin && begin <= end && end <= call.edges ? true : fail(2);
+  }
 
-  // The numbers of kTile edges from `begin`; beyond the last edge of all they repeat the one at `begin`.
-  INLINE void read(const Visits& of, const void* p, int64_t begin, int64_t* to) const {
-    if (begin + kTile > call.edges)
-      for (int b = 0; b < kTile; ++b) to[b] = index(of, p, begin + b < call.edges ? begin + b : begin);
-    else if (of.wide)
-      std::copy_n(static_cast<const int64_t*>(p) + begin, kTile, to);
+  static INLINE void read(const Visits& of, const void* p, int64_t begin, int count, int64_t* to) {
+    if (of.wide)
+      std::copy_n(static_cast<const int64_t*>(p) + begin, count, to);
     else
-      std::copy_n(static_cast<const int32_t*>(p) + begin, kTile, to);
+      std::copy_n(static_cast<const int32_t*>(p) + begin, count, to);
+    std::fill(to + count, to + kWindow, to[0]);
   }
-  static INLINE void rows(const void* p, int64_t stride, const int64_t* node, const T** to) {
-    constexpr int kLongs = kBytes / 8;
-    typedef int64_t Long __attribute__((vector_size(kBytes)));
-    for (int b = 0; b < kTile; b += kLongs) {
-      Long x;
-      std::memcpy(&x, node + b, kBytes);
-      x = x * (stride * static_cast<int64_t>(sizeof(T))) + reinterpret_cast<int64_t>(p);
-      std::memcpy(to + b, &x, kBytes);
-    }
-  }
-  static INLINE bool inside(const int64_t* node, int64_t count) {
+  static bool inside(const int64_t* number, int64_t count) {
     bool good = true;
-    for (int b = 0; b < kTile; ++b) good &= static_cast<uint64_t>(node[b]) < static_cast<uint64_t>(count);
+    for (int b = 0; b < kWindow; ++b) good &= static_cast<uint64_t>(number[b]) < static_cast<uint64_t>(count);
     return good;
   }
-
-  INLINE bool gather(const Side& side, int64_t begin, int64_t end, Tile& tile) {
-    tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
-    if (tile.count == 0) return true;
+  NOINLINE bool move(const Side& side, int64_t begin, Window& window) {
     const Visits& of = side.visits;
-    read(of, of.node, begin, tile.other);
-    bool good = inside(tile.other, side.others);
-    if (per_edge) {
-      if (of.edge) {
-        read(of, of.edge, begin, tile.edge);
-        good &= inside(tile.edge, call.edges);
-      } else {
-        for (int b = 0; b < kTile; ++b) tile.edge[b] = begin + b < call.edges ? begin + b : begin;
-      }
+    if (begin < 0 || begin > call.edges) return fail(2);
+    const int count = static_cast<int>(std::min<int64_t>(kWindow, call.edges - begin));
+    window.begin = begin, window.end = begin + kWindow;
+    if (count == 0) return true;
+    read(of, of.node, begin, count, window.node);
+    if (!inside(window.node, side.others)) return fail(1);
+    if (!per_edge) return true;
+    if (of.edge) {
+      read(of, of.edge, begin, count, window.edge);
+      return inside(window.edge, call.edges) ? true : fail(1);
     }
-    if (!good) {
-      error = 1;
-      return false;
-    }
-    rows(side.at, side.at_stride[0], tile.other, tile.at);
-    rows(side.opposite, side.opposite_stride[0], tile.other, tile.opposite);
-    if (call.edge_key) rows(call.edge_key, call.edge_key_heads * D, tile.edge, tile.edge_key);
-    if (call.edge_value) rows(call.edge_value, call.edge_value_heads * C, tile.edge, tile.edge_value);
-
-    // An address that is never read may be any: what lies ahead is not checked.
-    read(of, of.node, begin + kAhead < call.edges ? begin + kAhead : begin, tile.ahead);
-    rows(side.at, side.at_stride[0], tile.ahead, tile.at_ahead);
-    rows(side.opposite, side.opposite_stride[0], tile.ahead, tile.opposite_ahead);
+    for (int b = 0; b < kWindow; ++b) window.edge[b] = begin + (b < count ? b : 0);
     return true;
   }
 
@@ -214,15 +193,18 @@ struct Attention {
   // tiles of a batch, so that the steps of short rows do not wait for each other. Every row has a tile, if an empty one.
   template <class Work>
   INLINE void batches(const Side& side, int64_t from, int64_t to, const Work& work) {
+    Window window;
     Batch batch;
-    int64_t i = from, begin = 0, end = 0;
+    int64_t i = from, begin = index(side.visits, side.visits.ptr, from), end = begin;
     bool first = true;
     while (i < to) {
+      if (begin + kReach > window.end && !move(side, begin, window)) return;
       int edges = 0;
       for (batch.count = 0; batch.count < kBatch && edges < kBatchEdges && i < to; ++batch.count) {
-        if (first && !extent(side, i, begin, end)) return;
+        if (first && !end_of(side, i, begin, end)) return;
         Tile& tile = batch.tile[batch.count];
-        if (!gather(side, begin, end, tile)) return;
+        tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
+        tile.node = window.node + (begin - window.begin), tile.edge = window.edge + (begin - window.begin);
         tile.row = row_at(side, i), tile.row_ahead = row_at(side, std::min(i + kBatch, side.count - 1));
         if (static_cast<uint64_t>(tile.row) >= static_cast<uint64_t>(side.count)) {
           error = 2;
@@ -239,9 +221,7 @@ struct Attention {
 
   // Prefetches a row that will be needed after those of a batch.
   static INLINE void prefetch_own(const void* p, const int64_t* stride, int64_t heads, int64_t length, int64_t i) {
-    const char* row = reinterpret_cast<const char*>(row_of(p, stride, i));
-    const int64_t bytes = ((heads - 1) * stride[1] + length) * static_cast<int64_t>(sizeof(T));
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
+    prefetch(row_of(p, stride, i), ((heads - 1) * stride[1] + length) * kItem);
   }
 
   // A row with a head for every head of a query, [padded, length]: where it lies, if it lies so, or else copied.
@@ -252,7 +232,7 @@ struct Attention {
       if (padded == G && stride[1] == length) return row;
     A* x = to;
     for (int64_t h = 0; h < H; ++h, x += length) {
-      const T* from = row + head[h];
+      const T* from = row + head[h] / kItem;
       int64_t d = 0;
       for (; d + W <= length; d += W) store(x + d, load(from + d));
       for (; d < length; ++d) x[d] = static_cast<A>(from[d]);
@@ -271,24 +251,53 @@ struct Attention {
       }
     }
   }
-  // to[:] = by * sum[:]
-  static INLINE void narrow(const A* sum, A by, int64_t length, T* to, bool stream) {
-    int64_t d = 0;
-    if (stream && reinterpret_cast<uintptr_t>(to) % kBytes == 0)
-      for (; d + W <= length; d += W) store<true>(to + d, load(sum + d) * by);
-    for (; d + W <= length; d += W) store(to + d, load(sum + d) * by);
-    for (; d < length; ++d) to[d] = static_cast<T>(sum[d] * by);
-  }
-  // Whether a result of so many numbers would drive everything else from the cache.
-  static bool streams(int64_t numbers) { return numbers * static_cast<int64_t>(sizeof(T)) >= kStream; }
+  // A result, [rows, heads, length], and what sums are multiplied by before they are written to it. The first `direct`
+  // heads of a row get there from registers, the others by way of the buffer they are summed in.
+  struct Target {
+    T* at;
+    int64_t heads, length, direct;
+    A by;
+    bool stream;  // large enough to drive everything else from the cache, and aligned
+
+    Target(void* p, int64_t count, int64_t heads_, int64_t length_, int64_t whole, A by_)
+        : at(static_cast<T*>(p)), heads(heads_), length(length_), direct(length_ % W ? 0 : whole), by(by_) {
+      const int64_t bytes = heads * length * static_cast<int64_t>(sizeof(T));
+      stream = count * bytes >= kStream && (reinterpret_cast<int64_t>(p) | bytes) % kBytes == 0;
+    }
+    INLINE T* row(int64_t i) const { return at + i * heads * length; }
+    // Where a tile's part of the block of heads at h is added; more of it may have been added or be to follow.
+    INLINE Into<T> into(const Tile& tile, A* sum, int64_t h, bool begun, bool ended) const {
+      A* part = sum + h * length;
+      const bool complete = ended && tile.last && h + P <= direct;
+      return {begun || !tile.first ? part : nullptr, part, complete ? row(tile.row) + h * length : nullptr, by, stream};
+    }
+    // At the end of a row.
+    INLINE void write_rest(int64_t i, const A* sum) const {
+      T* to = row(i);
+      int64_t d = direct * length;
+      if (stream)
+        for (; d + W <= heads * length; d += W) store<true>(to + d, load(sum + d) * by);
+      for (; d + W <= heads * length; d += W) store(to + d, load(sum + d) * by);
+      for (; d < heads * length; ++d) to[d] = static_cast<T>(sum[d] * by);
+    }
+  };
   static int64_t grain(int64_t count) { return std::clamp<int64_t>(count / 64, 16, 512); }
 
-  Additive<T> additive_of(const Tile& tile, const Side& side, const A* own, int64_t h) const {
-    return {own, att.data() + h * D, {tile.at, &side.in_at[h], tile.at_ahead},
-            edges_of(call.edge_key, tile.edge_key, &in_edge_key[h]), slope};
+  // The rows that a tile gathers, from the block of heads at h on.
+  static INLINE Rows<T> at(const Side& side, const Tile& tile, int64_t h) {
+    return {side.at, side.at_stride[0] * kItem, tile.node, &side.in_at[h]};
   }
-  static Rows<T> edges_of(const void* given, const T* const* row, const int64_t* offset) {
-    return {given ? row : nullptr, offset, row};
+  static INLINE Rows<T> opposite(const Side& side, const Tile& tile, int64_t h) {
+    return {side.opposite, side.opposite_stride[0] * kItem, tile.node, &side.in_opposite[h]};
+  }
+  INLINE Rows<T> edge_keys(const Tile& tile, int64_t h) const {
+    return {call.edge_key, call.edge_key_heads * D * kItem, tile.edge, &in_edge_key[h]};
+  }
+  INLINE Rows<T> edge_values(const Tile& tile, int64_t h) const {
+    return {call.edge_value, call.edge_value_heads * C * kItem, tile.edge, &in_edge_value[h]};
+  }
+  INLINE Additive<T> additive_of(const Tile& tile, const Side& side, const A* own, int64_t h) const {
+    return {own, att.data() + h * D, at(side, tile, h), edge_keys(tile, h), slope};
   }
 
   // Scores of a tile in the heads from h on, [kTile, P], -inf beyond its edges; `own` is the rows that all its edges
@@ -300,9 +309,8 @@ struct Attention {
     if (call.att) {
       of_dim.additive_(additive_of(tile, side, own, h), static_cast<int>(D), n, score);
     } else {
-      of_dim.dots_(own, {tile.at, &side.in_at[h], tile.at_ahead}, static_cast<int>(D), n, score);
+      of_dim.dots_(own, at(side, tile, h), static_cast<int>(D), n, scale, score);
       if (call.edge_key) add_edge_keys(tile, side, h, query, score);
-      for (int v = 0; v < tile.vectors(); ++v) store(score + v * W, load(score + v * W) * scale);
     }
     if (call.bias || call.log_weight) add_biases(tile, h, key, score);
     const int last = (n * P) / W * W;
@@ -312,10 +320,9 @@ struct Attention {
   NOINLINE void add_edge_keys(const Tile& tile, const Side& side, int64_t h, const A* query, A* score) const {
     alignas(64) A more[kScores];
     if (query)
-      of_dim.dots_(query, edges_of(call.edge_key, tile.edge_key, &in_edge_key[h]), static_cast<int>(D), tile.count,
-                   more);
+      of_dim.dots_(query, edge_keys(tile, h), static_cast<int>(D), tile.count, scale, more);
     else
-      pair_dots(tile.at, &side.in_at[h], tile.edge_key, &in_edge_key[h], D, tile.count, more);
+      pair_dots(at(side, tile, h), edge_keys(tile, h), D, tile.count, scale, more);
     add(score, more, tile.count);
   }
   template <class KeyOf>
@@ -337,15 +344,14 @@ struct Attention {
   static NOINLINE void add(A* x, const A* y, int count) {
     for (int l = 0; l < count * P; ++l) x[l] += y[l];
   }
-  // to[b, h] = x[b, h] . y[b, h]
-  static NOINLINE void pair_dots(const T* const* x, const int64_t* in_x, const T* const* y, const int64_t* in_y,
-                                 int64_t length, int count, A* to) {
+  // to[b, h] = by * x[b, h] . y[b, h]
+  static NOINLINE void pair_dots(const Rows<T>& x, const Rows<T>& y, int64_t length, int count, A by, A* to) {
     for (int b = 0; b < count; ++b) {
       for (int p = 0; p < P; ++p) {
+        const T *of_x = x.at(b, p), *of_y = y.at(b, p);
         A sum = 0;
-        for (int64_t d = 0; d < length; ++d)
-          sum += static_cast<A>(x[b][in_x[p] + d]) * static_cast<A>(y[b][in_y[p] + d]);
-        to[b * P + p] = sum;
+        for (int64_t d = 0; d < length; ++d) sum += static_cast<A>(of_x[d]) * static_cast<A>(of_y[d]);
+        to[b * P + p] = by * sum;
       }
     }
   }
@@ -381,44 +387,50 @@ struct Attention {
 
   int forward() {
     const Side side = along_rows();
-    const bool stream = streams(call.queries * H * C);
+    const Target out(call.out, call.queries, H, C, H / P * P, 1);
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> query(padded * D), sum(padded * C), score(kBatch * blocks * kScores);
-      // Of the heads of a block, repeated to fill a vector: of the row, then for every tile.
-      Buffer<A> top(blocks * W), total(blocks * W), shrink(kBatch * blocks * W), by(kBatch * blocks * W);
+      // Of the row: per block of heads, repeated to fill a vector.
+      Buffer<A> row_top(blocks * W), row_total(blocks * W);
+      // Of every tile, [blocks, P]: the same, and what was summed before it is to be multiplied by.
+      Buffer<A> top(kBatch * blocks * P + W), total(kBatch * blocks * P + W), shrink(kBatch * blocks * P + W);
       batches(side, from, to, [&](Batch& batch) {
         for (const Tile& tile : batch) {
           prefetch_own(call.query, call.query_stride, H, D, tile.row_ahead);
           const A* q = own(call.query, call.query_stride, tile.row, in_query, D, query);
           A* to_score = score + batch.index(tile) * blocks * kScores;
           for (int64_t h = 0; h < padded; h += P, to_score += kScores)
-            scores(tile, side, q + h * D, h, q + h * D, [&](int b) { return tile.other[b]; }, to_score);
+            scores(tile, side, q + h * D, h, q + h * D, [&](int b) { return tile.node[b]; }, to_score);
         }
         for (const Tile& tile : batch) {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t n = batch.index(tile) * blocks + k;
-            soften(tile, k * P, score + n * kScores, top + k * W, total + k * W, shrink + n * W);
-            if (tile.last) finish(tile, k * P, load(top + k * W), load(total + k * W), by + n * W);
+            soften(tile, k * P, score + n * kScores, row_top + k * W, row_total + k * W, shrink + n * P);
+            store_heads(top + n * P, load(row_top + k * W));
+            store_heads(total + n * P, load(row_total + k * W));
           }
         }
+        finish(top, total, batch.count * blocks * P);
         for (const Tile& tile : batch) {
-          T* to_out = static_cast<T*>(call.out) + tile.row * H * C;
-          if (tile.first) std::fill(sum + 0, sum + padded * C, A(0));
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, n = batch.index(tile) * blocks + k;
-            const A *weight = score + n * kScores, *of_head = shrink + n * W;
+            A *weight = score + n * kScores, *of_head = shrink + n * P;
+            if (tile.last) {
+              std::copy_n(top + n * P, std::min<int64_t>(H - h, P), static_cast<A*>(call.lse) + tile.row * H + h);
+              const Vec<A> by = repeat(load(total + n * P));
+              for (int v = 0; v < tile.vectors(); ++v) store(weight + v * W, load(weight + v * W) * by);
+              for (int p = 0; p < P; ++p) of_head[p] *= total[n * P + p];
+            }
             if (!tile.first)
               for (int p = 0; p < P; ++p)
                 for (int64_t c = 0; c < C; ++c) sum[(h + p) * C + c] *= of_head[p];
-            of_width.add_rows_(sum + h * C, weight, {tile.opposite, &in_value[h], tile.opposite_ahead},
-                               static_cast<int>(C), tile.count);
+            of_width.add_rows_ahead_(out.into(tile, sum, h, false, !call.edge_value), weight, opposite(side, tile, h),
+                                     static_cast<int>(C), tile.count);
             if (call.edge_value)
-              of_width.add_rows_(sum + h * C, weight, edges_of(call.edge_value, tile.edge_value, &in_edge_value[h]),
-                                 static_cast<int>(C), tile.count);
-            if (tile.last)
-              for (int p = 0; p < P && h + p < H; ++p)
-                narrow(sum + (h + p) * C, by[n * W + p], C, to_out + (h + p) * C, stream);
+              of_width.add_rows_ahead_(out.into(tile, sum, h, true, true), weight, edge_values(tile, h),
+                                       static_cast<int>(C), tile.count);
           }
+          if (tile.last) out.write_rest(tile.row, sum);
         }
       });
       finish_streams();
@@ -448,7 +460,7 @@ struct Attention {
     if (!tile.first) {
       const Vec<A> shrink = exp(before - shift);
       total += load(to_total) * shrink;
-      store(to_shrink, shrink);
+      store_heads(to_shrink, shrink);
     }
     store(to_total, total);
     if (call.dropout > 0) {
@@ -457,12 +469,15 @@ struct Attention {
       for (int l = 0; l < tile.count * P; ++l) score[l] *= kept[l];
     }
   }
-  // At the end of a row: its log-sum-exp, and what its sums are to be multiplied by.
-  INLINE void finish(const Tile& tile, int64_t h, Vec<A> top, Vec<A> total, A* by) const {
-    const Mask<A> empty = total == 0;
-    store(by, empty ? Vec<A>{} : 1 / total);
-    store_part(static_cast<A*>(call.lse) + tile.row * H + h, empty ? splat(A(-INFINITY)) : top + log(total),
-               static_cast<int>(std::min<int64_t>(H - h, P)));
+  // In place, of any number of rows: from the highest scores to log-sum-exp, and from totals to what the weights are to be
+  // multiplied by.
+  static INLINE void finish(A* top, A* total, int64_t count) {
+    for (int64_t l = 0; l < count; l += W) {
+      const Vec<A> sum = load(total + l);
+      const Mask<A> empty = sum == 0;
+      store(top + l, empty ? splat(A(-INFINITY)) : load(top + l) + log(sum));
+      store(total + l, empty ? Vec<A>{} : 1 / sum);
+    }
   }
   // Lanes of one head, combined; each gets the result.
   template <class F>
@@ -544,7 +559,7 @@ struct Attention {
 
   void along_queries() {
     const Side side = along_rows();
-    const bool stream = streams(call.queries * H * D);
+    const Target grad_query(call.grad_query, call.queries, H, D, call.att ? 0 : H / P * P, call.att ? A(1) : scale);
     const int64_t step = grain(call.queries);
     std::vector<A> att_parts;  // one sum per block of rows, so that its order does not depend on threads
     if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * padded * D);
@@ -564,13 +579,11 @@ struct Attention {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
             const A *q = queries[t] + h * D, *g = grads[t] + h * C;
-            scores(tile, side, q, h, q, [&](int b) { return tile.other[b]; }, score + at);
-            of_width.dots_(g, {tile.opposite, &in_value[h], tile.opposite_ahead}, static_cast<int>(C), tile.count,
-                           upstream + at);
+            scores(tile, side, q, h, q, [&](int b) { return tile.node[b]; }, score + at);
+            of_width.dots_(g, opposite(side, tile, h), static_cast<int>(C), tile.count, A(1), upstream + at);
             if (call.edge_value) {
               alignas(64) A more[kScores];
-              of_width.dots_(g, edges_of(call.edge_value, tile.edge_value, &in_edge_value[h]), static_cast<int>(C),
-                             tile.count, more);
+              of_width.dots_(g, edge_values(tile, h), static_cast<int>(C), tile.count, A(1), more);
               add(upstream + at, more, tile.count);
             }
           }
@@ -583,7 +596,7 @@ struct Attention {
         }
         for (const Tile& tile : batch) {
           const int t = batch.index(tile), n = tile.count;
-          if (tile.first) std::fill(sum + 0, sum + padded * D, A(0));
+          if (call.att && tile.first) std::fill(sum + 0, sum + padded * D, A(0));
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
             const A *q = queries[t] + h * D, *g = grads[t] + h * C, *weight = score + at, *ds = upstream + at;
@@ -592,18 +605,19 @@ struct Attention {
                 additive_backward<T, P>(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
                                         grad_att ? grad_att + h * D : nullptr);
             } else if (call.grad_query) {
-              of_dim.add_rows_(sum + h * D, ds, {tile.at, &in_key[h], nullptr}, static_cast<int>(D), n);
+              of_dim.add_rows_(grad_query.into(tile, sum, h, false, !call.edge_key), ds, Self::at(side, tile, h),
+                               static_cast<int>(D), n);
               if (call.edge_key)
-                of_dim.add_rows_(sum + h * D, ds, {tile.edge_key, &in_edge_key[h], nullptr}, static_cast<int>(D), n);
+                of_dim.add_rows_(grad_query.into(tile, sum, h, true, true), ds, edge_keys(tile, h), static_cast<int>(D),
+                                 n);
             }
             for (int64_t p = 0; p < P && h + p < H; ++p) {
               if (call.grad_bias) spread_bias(tile, h + p, ds + p, grad_bias);
-              if (call.grad_edge_key) spread_edge_key(tile, h + p, q + p * D, ds + p, edge_key);
+              if (call.grad_edge_key) spread_edge_key(side, tile, h + p, q + p * D, ds + p, edge_key);
               if (call.grad_edge_value) spread_edge_value(tile, h + p, g + p * C, weight + p, edge_value);
             }
           }
-          if (call.grad_query && tile.last)
-            narrow(sum, call.att ? A(1) : scale, H * D, static_cast<T*>(call.grad_query) + tile.row * H * D, stream);
+          if (call.grad_query && tile.last) grad_query.write_rest(tile.row, sum);
         }
       });
       finish_streams();
@@ -624,14 +638,14 @@ struct Attention {
     A* to = static_cast<A*>(call.grad_bias) + h / share;
     for (int b = 0; b < tile.count; ++b) to[tile.edge[b] * call.bias_heads] = sum[b];
   }
-  NOINLINE void spread_edge_key(const Tile& tile, int64_t h, const A* query, const A* ds, A* sum) const {
+  NOINLINE void spread_edge_key(const Side& side, const Tile& tile, int64_t h, const A* query, const A* ds, A* sum) const {
     const int64_t share = H / call.edge_key_heads, head = h / share;
     if (h % share == 0) std::fill(sum, sum + kTile * D, A(0));
+    const Rows<T> keys = at(side, tile, h), edges = edge_keys(tile, h);
     for (int b = 0; b < tile.count; ++b) {
       for (int64_t d = 0; d < D; ++d) {
         if (call.att) {
-          const A y = query[d] + static_cast<A>(tile.at[b][in_key[h] + d]) +
-                      static_cast<A>(tile.edge_key[b][head * D + d]);
+          const A y = query[d] + static_cast<A>(keys.at(b, 0)[d]) + static_cast<A>(edges.at(b, 0)[d]);
           sum[b * D + d] += ds[b * P] * att.data()[h * D + d] * (y > 0 ? A(1) : slope);
         } else {
           sum[b * D + d] += ds[b * P] * scale * query[d];
@@ -657,7 +671,9 @@ struct Attention {
 
   void along_keys() {
     const Side side = along_transpose();
-    const bool stream = streams(call.keys * G * std::max(D, C));
+    const int64_t whole = G == H ? H / P * P : 0;  // heads that have a key and a value of their own
+    const Target grad_key(call.grad_key, call.keys, G, D, call.att ? 0 : whole, call.att ? A(1) : scale);
+    const Target grad_value(call.grad_value, call.keys, G, C, whole, 1);
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> key(kBatch * padded * D), value(kBatch * padded * C), sum_key(padded * D), sum_value(padded * C),
           sum_weight(padded), score(kBatch * blocks * kScores), upstream(kBatch * blocks * kScores);
@@ -671,21 +687,19 @@ struct Attention {
           keys[t] = own(call.key, call.key_stride, tile.row, in_key, D, key + t * padded * D);
           values[t] = own(call.value, call.value_stride, tile.row, in_value, C, value + t * padded * C);
           for (int b = 0; b < tile.count; ++b)
-            for (int64_t p = 0; p < 2 * padded; p += 64 / sizeof(A))
-              __builtin_prefetch(stats + tile.ahead[b] * 2 * padded + p);
+            prefetch(stats + tile.node[b + kAhead] * 2 * padded, 2 * padded * static_cast<int64_t>(sizeof(A)));
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
             for (int b = 0; b < tile.count; ++b) {
-              const A* from = stats + (tile.other[b] * blocks + k) * 2 * P;
+              const A* from = stats + (tile.node[b] * blocks + k) * 2 * P;
               std::copy_n(from, P, of_query + 2 * at + b * P);
               std::copy_n(from + P, P, of_query + 2 * at + kScores + b * P);
             }
             scores(tile, side, keys[t] + h * D, h, nullptr, [&](int) { return tile.row; }, score + at);
-            of_width.dots_(values[t] + h * C, {tile.opposite, &in_grad_out[h], tile.opposite_ahead},
-                           static_cast<int>(C), tile.count, upstream + at);
+            of_width.dots_(values[t] + h * C, opposite(side, tile, h), static_cast<int>(C), tile.count, A(1), upstream + at);
             if (call.edge_value) {
               alignas(64) A more[kScores];
-              pair_dots(tile.opposite, &in_grad_out[h], tile.edge_value, &in_edge_value[h], C, tile.count, more);
+              pair_dots(opposite(side, tile, h), edge_values(tile, h), C, tile.count, A(1), more);
               add(upstream + at, more, tile.count);
             }
           }
@@ -703,8 +717,7 @@ struct Attention {
         for (const Tile& tile : batch) {
           const int t = batch.index(tile), n = tile.count;
           if (tile.first) {
-            std::fill(sum_key + 0, sum_key + padded * D, A(0));
-            std::fill(sum_value + 0, sum_value + padded * C, A(0));
+            if (call.att) std::fill(sum_key + 0, sum_key + padded * D, A(0));
             std::fill(sum_weight + 0, sum_weight + padded, A(0));
           }
           for (int64_t k = 0; k < blocks; ++k) {
@@ -715,37 +728,34 @@ struct Attention {
                 additive_backward<T, P>(additive_of(tile, side, keys[t] + h * D, h), ds, static_cast<int>(D), n,
                                         sum_key + h * D, nullptr);
               else
-                of_dim.add_rows_(sum_key + h * D, ds, {tile.at, &in_query[h], nullptr}, static_cast<int>(D), n);
+                of_dim.add_rows_(grad_key.into(tile, sum_key, h, false, true), ds, Self::at(side, tile, h),
+                                 static_cast<int>(D), n);
             }
             if (call.grad_value)
-              of_width.add_rows_(sum_value + h * C, weight, {tile.opposite, &in_grad_out[h], nullptr},
+              of_width.add_rows_(grad_value.into(tile, sum_value, h, false, true), weight, opposite(side, tile, h),
                                  static_cast<int>(C), n);
             if (call.grad_log_weight)
               for (int b = 0; b < n; ++b)
                 for (int p = 0; p < P; ++p) sum_weight[h + p] += ds[b * P + p];
           }
-          if (tile.last) write_key(tile.row, sum_key, sum_value, sum_weight, stream);
+          if (!tile.last) continue;
+          if (call.grad_key) {
+            share(sum_key, D);
+            grad_key.write_rest(tile.row, sum_key);
+          }
+          if (call.grad_value) {
+            share(sum_value, C);
+            grad_value.write_rest(tile.row, sum_value);
+          }
+          if (call.grad_log_weight) {
+            A* to = static_cast<A*>(call.grad_log_weight) + tile.row * call.weight_heads;
+            std::fill(to, to + call.weight_heads, A(0));
+            for (int64_t h = 0; h < H; ++h) to[in_weight[h]] += sum_weight[h];
+          }
         }
       });
       finish_streams();
     });
-  }
-
-  // At the end of a row of the transpose: the gradients of its key.
-  INLINE void write_key(int64_t j, A* of_key, A* of_value, const A* of_weight, bool stream) const {
-    if (call.grad_key) {
-      share(of_key, D);
-      narrow(of_key, call.att ? A(1) : scale, G * D, static_cast<T*>(call.grad_key) + j * G * D, stream);
-    }
-    if (call.grad_value) {
-      share(of_value, C);
-      narrow(of_value, A(1), G * C, static_cast<T*>(call.grad_value) + j * G * C, stream);
-    }
-    if (call.grad_log_weight) {
-      A* to = static_cast<A*>(call.grad_log_weight) + j * call.weight_heads;
-      std::fill(to, to + call.weight_heads, A(0));
-      for (int64_t h = 0; h < H; ++h) to[in_weight[h]] += of_weight[h];
-    }
   }
 
   int backward() {

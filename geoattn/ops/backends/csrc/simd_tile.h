@@ -22,23 +22,45 @@ struct Span {
   INLINE int bytes() const { return (N ? N * kWidth<A> : length) * static_cast<int>(sizeof(T)); }
 };
 
-// Rows of a tile, where in them each head of the block begins, and the rows to prefetch meanwhile (or null).
+constexpr int kAhead = 24;  // edges between the one worked on and the one prefetched
+
+// Rows of a tensor that a tile gathers: number[b] is the row of edge b, known for kAhead edges beyond the tile, too, and
+// offset[h] is where head h of the block begins in a row. Strides and offsets are in bytes.
 template <class T>
 struct Rows {
-  const T* const* row;
-  const int64_t* offset;
-  const T* const* ahead;
+  const void* base;  // null: absent
+  int64_t stride;
+  const int64_t *number, *offset;
 
-  INLINE const T* at(int b, int h) const { return row[b] + offset[h]; }
-  INLINE void prefetch(int b, int h, int bytes) const {
-    const char* p = reinterpret_cast<const char*>(ahead[b] + offset[h]);
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+  INLINE const T* at(int b, int h) const {
+    return reinterpret_cast<const T*>(static_cast<const char*>(base) + number[b] * stride + offset[h]);
+  }
+  INLINE void prefetch(int b, int h, int bytes) const { GEOATTN_NAMESPACE::prefetch(at(b + kAhead, h), bytes); }
+};
+
+// Where a sum of rows, [P, length], begins and where it goes: to `sum`, or times `by` to `out`.
+template <class T>
+struct Into {
+  const Sum<T>* from;  // null: zeros
+  Sum<T>* sum;
+  T* out;  // null: sum
+  Sum<T> by;
+  bool stream;  // out is aligned, and written around the cache
+
+  INLINE Vec<Sum<T>> begin(int64_t at) const { return from ? load(from + at) : Vec<Sum<T>>{}; }
+  INLINE void end(int64_t at, Vec<Sum<T>> x) const {
+    if (!out)
+      store(sum + at, x);
+    else if (stream)
+      store<true>(out + at, x * by);
+    else
+      store(out + at, x * by);
   }
 };
 
-// to[b, h] = leaf(b, h), summed over its lanes, for b < count; what follows up to the end of a vector is undefined.
+// to[b, h] = by * leaf(b, h), summed over its lanes, for b < count; what follows up to the end of a vector is undefined.
 template <class A, int P, class Leaf>
-INLINE void sums(const Leaf& leaf, int count, A* to) {
+INLINE void sums(const Leaf& leaf, int count, A by, A* to) {
   constexpr int W = kWidth<A>;
   for (int first = 0; first < count * P; first += W) {
     const int rest = count * P - first;
@@ -46,25 +68,25 @@ INLINE void sums(const Leaf& leaf, int count, A* to) {
     if constexpr (W >= 16 && P <= 8) {
       if (rest <= 8) {
         if (P <= 4 && rest <= 4)
-          store(to + first, fold_rest<4, A>(tree<2, A>(lane, 0)));
+          store(to + first, by * fold_rest<4, A>(tree<2, A>(lane, 0)));
         else
-          store(to + first, fold_rest<8, A>(tree<3, A>(lane, 0)));
+          store(to + first, by * fold_rest<8, A>(tree<3, A>(lane, 0)));
         continue;
       }
     }
     if constexpr (W == 8 && P <= 4) {
       if (rest <= 4) {
-        store(to + first, fold_rest<4, A>(tree<2, A>(lane, 0)));
+        store(to + first, by * fold_rest<4, A>(tree<2, A>(lane, 0)));
         continue;
       }
     }
-    store(to + first, tree<kLevels<W>, A>(lane, 0));
+    store(to + first, by * tree<kLevels<W>, A>(lane, 0));
   }
 }
 
-// score[b, h] = x[h] . row[b, h]
+// score[b, h] = by * x[h] . row[b, h]
 template <class T, int P, int N>
-void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T>* score) {
+void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T> by, Sum<T>* score) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   const Span<T, N> span{length};
@@ -74,18 +96,28 @@ void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T>* s
       [&](int b, int h) LAMBDA_INLINE {
         const T* r = rows.at(b, h);
         rows.prefetch(b, h, span.bytes());
+        if constexpr (N > 0) {
+          Vec<A> acc = own[h * N] * load(r);
+          for (int n = 1; n < N; ++n) acc += own[h * N + n] * load(r + n * W);
+          return acc;
+        }
         const A* y = x + h * length;
         Vec<A> acc{};
-        for (int n = 0; n < span.full(); ++n) acc += (N ? own[h * N + n] : load(y + n * W)) * load(r + n * W);
+        for (int n = 0; n < span.full(); ++n) acc += load(y + n * W) * load(r + n * W);
         if (span.rest()) acc += load_part(y + span.full() * W, span.rest()) * load_part(r + span.full() * W, span.rest());
         return acc;
       },
-      count, score);
+      count, by, score);
 }
 
-// sum[h] += sum_b weight[b, h] row[b, h]
-template <class T, int P, int N>
-void add_rows(Sum<T>* sum, const Sum<T>* weight, const Rows<T>& rows, int length, int count) {
+template <class F, int... I>
+INLINE void each_(const F& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+
+// into[h] += sum_b weight[b, h] row[b, h]
+template <class T, int P, int N, bool Prefetch>
+void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, int length, int count) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   const Span<T, N> span{length};
@@ -94,37 +126,43 @@ void add_rows(Sum<T>* sum, const Sum<T>* weight, const Rows<T>& rows, int length
     constexpr int kSums = kBytes == 64 ? 16 : 8, M = P * N <= kSums ? P : kSums / N, kChains = M * N <= 2 ? 2 : 1;
     for (int h = 0; h < P; h += M) {
       Vec<A> acc[kChains][M * N];
-      for (int n = 0; n < M * N; ++n) acc[0][n] = load(sum + h * N * W + n * W);
+      for (int n = 0; n < M * N; ++n) acc[0][n] = into.begin(h * N * W + n * W);
       for (int n = 0; n < M * N; ++n) acc[kChains - 1][n] = kChains == 1 ? acc[0][n] : Vec<A>{};
       const auto add = [&](int b, int chain) LAMBDA_INLINE {
-        for (int m = 0; m < M; ++m) {
+        // One load for all heads: loads are what this is bound by.
+        const Vec<A> weights = load_repeated<M>(weight + b * P + h);
+        const auto add_head = [&](auto m) LAMBDA_INLINE {
           const T* r = rows.at(b, h + m);
-          if (rows.ahead) rows.prefetch(b, h + m, span.bytes());
-          const A w = weight[b * P + h + m];
-          for (int n = 0; n < N; ++n) acc[chain][m * N + n] += w * load(r + n * W);
-        }
+          if (Prefetch) rows.prefetch(b, h + m, span.bytes());
+          for (int n = 0; n < N; ++n) acc[chain][m * N + n] += head<M, m, A>(weights) * load(r + n * W);
+        };
+        each_(add_head, std::make_integer_sequence<int, M>{});
       };
       int b = 0;
       for (; b + kChains <= count; b += kChains)
         for (int chain = 0; chain < kChains; ++chain) add(b + chain, chain);
       if (b < count) add(b, 0);
       for (int n = 0; n < M * N; ++n)
-        store(sum + h * N * W + n * W, kChains == 1 ? acc[0][n] : acc[0][n] + acc[kChains - 1][n]);
+        into.end(h * N * W + n * W, kChains == 1 ? acc[0][n] : acc[0][n] + acc[kChains - 1][n]);
     }
   } else {
-    for (int h = 0; h < P; ++h, sum += length) {
-      if (rows.ahead)
+    for (int h = 0; h < P; ++h) {
+      if (Prefetch)
         for (int b = 0; b < count; ++b) rows.prefetch(b, h, span.bytes());
       for (int n = 0; n < span.full(); ++n) {
-        Vec<A> acc = load(sum + n * W);
+        Vec<A> acc = into.begin(h * length + n * W);
         for (int b = 0; b < count; ++b) acc += weight[b * P + h] * load(rows.at(b, h) + n * W);
-        store(sum + n * W, acc);
+        into.end(h * length + n * W, acc);
       }
       const int begin = span.full() * W;
       if (span.rest()) {
-        Vec<A> acc = load_part(sum + begin, span.rest());
+        const int at = h * length + begin;
+        Vec<A> acc = into.from ? load_part(into.from + at, span.rest()) : Vec<A>{};
         for (int b = 0; b < count; ++b) acc += weight[b * P + h] * load_part(rows.at(b, h) + begin, span.rest());
-        store_part(sum + begin, acc, span.rest());
+        if (into.out)
+          store_part(into.out + at, acc * into.by, span.rest());
+        else
+          store_part(into.sum + at, acc, span.rest());
       }
     }
   }
@@ -134,20 +172,20 @@ void add_rows(Sum<T>* sum, const Sum<T>* weight, const Rows<T>& rows, int length
 template <class T>
 struct Additive {
   const Sum<T>*x, *att;
-  Rows<T> rows, edges;  // edges.row may be null
+  Rows<T> rows, edges;  // edges may be absent
   Sum<T> slope;
 
   INLINE Vec<Sum<T>> at(const Sum<T>* own, int b, int h, int begin) const {
     Vec<Sum<T>> y = load(own + begin) + load(rows.at(b, h) + begin);
-    return edges.row ? y + load(edges.at(b, h) + begin) : y;
+    return edges.base ? y + load(edges.at(b, h) + begin) : y;
   }
   INLINE Vec<Sum<T>> part(const Sum<T>* own, int b, int h, int begin, int rest) const {
     Vec<Sum<T>> y = load_part(own + begin, rest) + load_part(rows.at(b, h) + begin, rest);
-    return edges.row ? y + load_part(edges.at(b, h) + begin, rest) : y;
+    return edges.base ? y + load_part(edges.at(b, h) + begin, rest) : y;
   }
   INLINE Sum<T> one(const Sum<T>* own, int b, int h, int d) const {
     Sum<T> y = own[d] + static_cast<Sum<T>>(rows.at(b, h)[d]);
-    return edges.row ? y + static_cast<Sum<T>>(edges.at(b, h)[d]) : y;
+    return edges.base ? y + static_cast<Sum<T>>(edges.at(b, h)[d]) : y;
   }
 };
 
@@ -189,12 +227,12 @@ void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
             acc += load_part(att + begin, span.rest()) * leaky<A>(of.part(x, b, h, begin, span.rest()), of.slope);
           return acc;
         },
-        count, score);
+        count, A(1), score);
   };
   if constexpr (N == 0)
-    all(of.edges.row != nullptr);
+    all(of.edges.base != nullptr);
   else
-    of.edges.row ? all(std::true_type{}) : all(std::false_type{});
+    of.edges.base ? all(std::true_type{}) : all(std::false_type{});
 }
 
 // With y = x[h] + row[b, h] + edge[b, h]: sum[h] += sum_b weight[b, h] att[h] leaky'(y), and
@@ -230,7 +268,7 @@ void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, 
           store(grad_att + begin, load(grad_att + begin) + of.slope * leaked + (1 - of.slope) * leaked_rising);
       }
     };
-    if (of.edges.row)
+    if (of.edges.base)
       parts(std::true_type{}, true);
     else if (grad_att)
       parts(std::true_type{}, std::false_type{});
@@ -252,12 +290,12 @@ void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, 
 template <class T, int P>
 struct Kernels {
   decltype(&dots<T, P, 0>) dots_;
-  decltype(&add_rows<T, P, 0>) add_rows_;
+  decltype(&add_rows<T, P, 0, true>) add_rows_, add_rows_ahead_;  // the latter prefetches
   decltype(&additive<T, P, 0>) additive_;
 
   template <int N>
   static Kernels of() {
-    return {dots<T, P, N>, add_rows<T, P, N>, additive<T, P, N>};
+    return {dots<T, P, N>, add_rows<T, P, N, false>, add_rows<T, P, N, true>, additive<T, P, N>};
   }
   static Kernels of(int64_t length) {
     constexpr int W = kWidth<Sum<T>>;
