@@ -20,7 +20,13 @@ from torch_geometric.utils import scatter, segment, softmax
 
 from geoattn import Neighbors
 
-GATHERS = ("index_select", "embedding_bag", "sparse product", *(f"C++ loop, {d} ahead" for d in (0, 4, 8, 16)))
+# Of a loop in C++: how many edges ahead rows are fetched, and whether into the second level of the cache only.
+LOOPS = {
+    "C++ loop": (0, False),
+    **{f"C++ loop, {ahead} ahead": (ahead, False) for ahead in (4, 8, 16)},
+    **{f"C++ loop, {ahead} ahead in L2": (ahead, True) for ahead in (8, 16, 32)},
+}
+GATHERS = ("index_select", "embedding_bag", "sparse product", *LOOPS)
 
 
 def dgl_error() -> str | None:
@@ -154,19 +160,19 @@ def gather(name: str, key: Tensor, value: Tensor, pattern: Neighbors) -> Callabl
 
         return run
 
-    if not name.startswith("C++"):
+    if name not in LOOPS:
         return {"index_select": index_select, "embedding_bag": embedding_bag, "sparse product": product}[name]
     if key.is_cuda or _compiled() is None:
         return None
-    return lambda: functools.partial(_loop, key, value, rowptr, col, int(name.split()[2]))
+    return lambda: functools.partial(_loop, key, value, rowptr, col, *LOOPS[name])
 
 
-def _loop(key: Tensor, value: Tensor, rowptr: Tensor, col: Tensor, ahead: int) -> Tensor:
+def _loop(key: Tensor, value: Tensor, rowptr: Tensor, col: Tensor, ahead: int, second: bool) -> Tensor:
     library = _compiled()
     assert library is not None
     out = key.new_empty(rowptr.numel() - 1)
     pointers = [ctypes.c_void_p(x.data_ptr()) for x in (key, value, rowptr, col, out)]
-    numbers = [ctypes.c_int64(x) for x in (out.numel(), key.size(1), ahead, torch.get_num_threads())]
+    numbers = [ctypes.c_int64(x) for x in (out.numel(), key.size(1), ahead, second, torch.get_num_threads())]
     library.gather(*pointers, *numbers)
     return out
 

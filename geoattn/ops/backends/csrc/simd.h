@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 #if defined(__SSE2__)
@@ -252,13 +253,16 @@ template <bool Stream = false>
 INLINE void store(double* p, Vec<double> x) {
   write<Stream>(p, x);
 }
+// Bits whose upper half is the nearest bfloat16; NaN stays NaN.
+typedef uint32_t Bits __attribute__((vector_size(kBytes)));
+INLINE Bits rounded(Vec<float> x) {
+  const Bits u = reinterpret_cast<Bits>(x);
+  return x == x ? u + 0x7fff + ((u >> 16) & 1) : u * 0 + 0x7fc00000;
+}
 template <bool Stream = false>
 INLINE void store(bf16* p, Vec<float> x) {
-  typedef uint32_t Whole __attribute__((vector_size(kBytes)));
   typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
-  const Whole u = reinterpret_cast<Whole>(x);
-  const Whole rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  write<Stream>(p, __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Half));
+  write<Stream>(p, __builtin_convertvector(rounded(x) >> 16, Half));
 }
 template <bool Stream = false>
 INLINE void store(f16* p, Vec<float> x) {
@@ -279,6 +283,69 @@ INLINE void store_part(float* p, Vec<float> x, int n) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(x));
 }
 #endif
+
+// N vectors of a row at once, in an order of its own: of bfloat16, two vectors are the even and the odd elements of as
+// many, because it takes no shuffle to read them so. Whoever keeps sums in this order turns others into it.
+template <class T, int N>
+constexpr bool kPairs = std::is_same_v<T, bf16> && N % 2 == 0;
+
+template <class T, int N>
+INLINE void load_all(const T* p, Vec<Sum<T>>* to) {
+  constexpr int W = kWidth<Sum<T>>;
+  if constexpr (kPairs<T, N>) {
+    for (int n = 0; n < N; n += 2) {
+      Mask<float> both;
+      std::memcpy(&both, p + n * W, sizeof both);
+      to[n] = reinterpret_cast<Vec<float>>(both << 16);
+      to[n + 1] = reinterpret_cast<Vec<float>>(both & static_cast<int32_t>(0xffff0000));
+    }
+  } else {
+    for (int n = 0; n < N; ++n) to[n] = load(p + n * W);
+  }
+}
+template <bool Stream, class T, int N>
+INLINE void store_all(T* p, const Vec<Sum<T>>* x) {
+  constexpr int W = kWidth<Sum<T>>;
+  if constexpr (kPairs<T, N>) {
+    for (int n = 0; n < N; n += 2)
+      write<Stream>(p + n * W, (rounded(x[n]) >> 16) | (rounded(x[n + 1]) & 0xffff0000));
+  } else {
+    for (int n = 0; n < N; ++n) store<Stream>(p + n * W, x[n]);
+  }
+}
+// The same of sums, in the order that rows of T have.
+template <class V, int... L>
+INLINE void part_(V a, V b, V* even, V* odd, std::integer_sequence<int, L...>) {
+  *even = GEOATTN_SHUFFLE(a, b, (2 * L)...);
+  *odd = GEOATTN_SHUFFLE(a, b, (2 * L + 1)...);
+}
+template <class V, int... L>
+INLINE void join_(V even, V odd, V* a, V* b, std::integer_sequence<int, L...>) {
+  constexpr int W = sizeof...(L);
+  *a = GEOATTN_SHUFFLE(even, odd, (L / 2 + L % 2 * W)...);
+  *b = GEOATTN_SHUFFLE(even, odd, (W / 2 + L / 2 + L % 2 * W)...);
+}
+template <class T, int N, class A>
+INLINE void load_sums(const A* p, Vec<A>* to) {
+  constexpr int W = kWidth<A>;
+  for (int n = 0; n < N; ++n) to[n] = load(p + n * W);
+  if constexpr (kPairs<T, N>)
+    for (int n = 0; n < N; n += 2)
+      part_(to[n], to[n + 1], to + n, to + n + 1, std::make_integer_sequence<int, W>{});
+}
+template <class T, int N, class A>
+INLINE void store_sums(A* p, const Vec<A>* x) {
+  constexpr int W = kWidth<A>;
+  for (int n = 0; n < N; n += kPairs<T, N> ? 2 : 1) {
+    if constexpr (kPairs<T, N>) {
+      Vec<A> a, b;
+      join_(x[n], x[n + 1], &a, &b, std::make_integer_sequence<int, W>{});
+      store(p + n * W, a), store(p + n * W + W, b);
+    } else {
+      store(p + n * W, x[n]);
+    }
+  }
+}
 
 // Sums of neighbors: x0 + x1, x2 + x3 and so on, where x is the units of a, then those of b. While S lanes are less than
 // 16 bytes, a unit is a lane, and x is the first 16 bytes of a and b, then the next; after that a unit is 16 bytes.

@@ -47,14 +47,22 @@ struct Into {
   Sum<T> by;
   bool stream;  // out is aligned, and written around the cache
 
-  INLINE Vec<Sum<T>> begin(int64_t at) const { return from ? load(from + at) : Vec<Sum<T>>{}; }
-  INLINE void end(int64_t at, Vec<Sum<T>> x) const {
-    if (!out)
-      store(sum + at, x);
-    else if (stream)
-      store<true>(out + at, x * by);
+  // N vectors, in the order of load_all.
+  template <int N>
+  INLINE void begin(int64_t at, Vec<Sum<T>>* x) const {
+    if (from)
+      load_sums<T, N>(from + at, x);
     else
-      store(out + at, x * by);
+      for (int n = 0; n < N; ++n) x[n] = Vec<Sum<T>>{};
+  }
+  template <int N>
+  INLINE void end(int64_t at, Vec<Sum<T>>* x) const {
+    if (!out) return store_sums<T, N>(sum + at, x);
+    for (int n = 0; n < N; ++n) x[n] *= by;
+    if (stream)
+      store_all<true, T, N>(out + at, x);
+    else
+      store_all<false, T, N>(out + at, x);
   }
 };
 
@@ -91,14 +99,16 @@ void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T> by
   constexpr int W = kWidth<A>;
   const Span<T, N> span{length};
   Vec<A> own[N ? P * N : 1];
-  for (int n = 0; n < P * N; ++n) own[n] = load(x + n * W);
+  for (int h = 0; h < (N ? P : 0); ++h) load_sums<T, N>(x + h * N * W, own + h * N);
   sums<A, P>(
       [&](int b, int h) LAMBDA_INLINE {
         const T* r = rows.at(b, h);
         rows.prefetch(b, h, span.bytes());
         if constexpr (N > 0) {
-          Vec<A> acc = own[h * N] * load(r);
-          for (int n = 1; n < N; ++n) acc += own[h * N + n] * load(r + n * W);
+          Vec<A> y[N];
+          load_all<T, N>(r, y);
+          Vec<A> acc = own[h * N] * y[0];
+          for (int n = 1; n < N; ++n) acc += own[h * N + n] * y[n];
           return acc;
         }
         const A* y = x + h * length;
@@ -126,7 +136,7 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
     constexpr int kSums = kBytes == 64 ? 16 : 8, M = P * N <= kSums ? P : kSums / N, kChains = M * N <= 2 ? 2 : 1;
     for (int h = 0; h < P; h += M) {
       Vec<A> acc[kChains][M * N];
-      for (int n = 0; n < M * N; ++n) acc[0][n] = into.begin(h * N * W + n * W);
+      for (int m = 0; m < M; ++m) into.template begin<N>((h + m) * N * W, acc[0] + m * N);
       for (int n = 0; n < M * N; ++n) acc[kChains - 1][n] = kChains == 1 ? acc[0][n] : Vec<A>{};
       const auto add = [&](int b, int chain) LAMBDA_INLINE {
         // One load for all heads: loads are what this is bound by.
@@ -134,7 +144,9 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
         const auto add_head = [&](auto m) LAMBDA_INLINE {
           const T* r = rows.at(b, h + m);
           if (Prefetch) rows.prefetch(b, h + m, span.bytes());
-          for (int n = 0; n < N; ++n) acc[chain][m * N + n] += head<M, m, A>(weights) * load(r + n * W);
+          Vec<A> y[N];
+          load_all<T, N>(r, y);
+          for (int n = 0; n < N; ++n) acc[chain][m * N + n] += head<M, m, A>(weights) * y[n];
         };
         each_(add_head, std::make_integer_sequence<int, M>{});
       };
@@ -142,17 +154,19 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
       for (; b + kChains <= count; b += kChains)
         for (int chain = 0; chain < kChains; ++chain) add(b + chain, chain);
       if (b < count) add(b, 0);
-      for (int n = 0; n < M * N; ++n)
-        into.end(h * N * W + n * W, kChains == 1 ? acc[0][n] : acc[0][n] + acc[kChains - 1][n]);
+      if (kChains > 1)
+        for (int n = 0; n < M * N; ++n) acc[0][n] += acc[kChains - 1][n];
+      for (int m = 0; m < M; ++m) into.template end<N>((h + m) * N * W, acc[0] + m * N);
     }
   } else {
     for (int h = 0; h < P; ++h) {
       if (Prefetch)
         for (int b = 0; b < count; ++b) rows.prefetch(b, h, span.bytes());
       for (int n = 0; n < span.full(); ++n) {
-        Vec<A> acc = into.begin(h * length + n * W);
+        Vec<A> acc;
+        into.template begin<1>(h * length + n * W, &acc);
         for (int b = 0; b < count; ++b) acc += weight[b * P + h] * load(rows.at(b, h) + n * W);
-        into.end(h * length + n * W, acc);
+        into.template end<1>(h * length + n * W, &acc);
       }
       const int begin = span.full() * W;
       if (span.rest()) {
