@@ -127,8 +127,8 @@ INLINE Vec<A> splat(A x) {
   return x - Vec<A>{};
 }
 
-// Reads the cache lines of `bytes` bytes ahead, into the second level: on AMD a core waits for twice as many lines at once
-// there as in the first, which scattered rows are bound by, and from there to the first is a short way.
+// Reads the cache lines of `bytes` bytes ahead, into the second level: scattered rows are bound by how many lines a core
+// can wait for at once, on AMD that is twice as many there as in the first, and from there it is a short way.
 INLINE void prefetch(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }
@@ -347,8 +347,8 @@ INLINE void store_sums(A* p, const Vec<A>* x) {
   }
 }
 
-// Sums of neighbors: x0 + x1, x2 + x3 and so on, where x is the units of a, then those of b. While S lanes are less than
-// 16 bytes, a unit is a lane, and x is the first 16 bytes of a and b, then the next; after that a unit is 16 bytes.
+// Sums of neighbors: x0 + x1, x2 + x3 and so on, where x is the units of a, then those of b. While S lanes are less
+// than 16 bytes, a unit is a lane, and x is the first 16 bytes of a and b, then the next; after that a unit is 16 bytes.
 template <int S, int W>
 constexpr int first_lane(int l) {
   constexpr int kQuarter = 16 * W / kBytes, kUnit = S < kQuarter ? 1 : kQuarter, kGroup = S < kQuarter ? kQuarter : W;

@@ -58,7 +58,6 @@ struct Call {
 // head 0, whose results are dropped.
 template <class T, int P>
 struct Attention {
-  using Self = Attention;
   using A = Sum<T>;
   static constexpr int W = kWidth<A>;
   static constexpr int kScores = kTile * P;
@@ -190,7 +189,7 @@ struct Attention {
   }
 
   // Calls work(batch) for the tiles of rows `from` to `to`, in their order. One step after the other is done for all
-  // tiles of a batch, so that the steps of short rows do not wait for each other. Every row has a tile, if an empty one.
+  // tiles of a batch, so that the steps of short rows do not wait for each other. An empty row has a tile, too.
   template <class Work>
   INLINE void batches(const Side& side, int64_t from, int64_t to, const Work& work) {
     Window window;
@@ -284,10 +283,10 @@ struct Attention {
   static int64_t grain(int64_t count) { return std::clamp<int64_t>(count / 64, 16, 512); }
 
   // The rows that a tile gathers, from the block of heads at h on.
-  static INLINE Rows<T> at(const Side& side, const Tile& tile, int64_t h) {
+  static INLINE Rows<T> rows_at(const Side& side, const Tile& tile, int64_t h) {
     return {side.at, side.at_stride[0] * kItem, tile.node, &side.in_at[h]};
   }
-  static INLINE Rows<T> opposite(const Side& side, const Tile& tile, int64_t h) {
+  static INLINE Rows<T> rows_opposite(const Side& side, const Tile& tile, int64_t h) {
     return {side.opposite, side.opposite_stride[0] * kItem, tile.node, &side.in_opposite[h]};
   }
   INLINE Rows<T> edge_keys(const Tile& tile, int64_t h) const {
@@ -297,7 +296,7 @@ struct Attention {
     return {call.edge_value, call.edge_value_heads * C * kItem, tile.edge, &in_edge_value[h]};
   }
   INLINE Additive<T> additive_of(const Tile& tile, const Side& side, const A* own, int64_t h) const {
-    return {own, att.data() + h * D, at(side, tile, h), edge_keys(tile, h), slope};
+    return {own, att.data() + h * D, rows_at(side, tile, h), edge_keys(tile, h), slope};
   }
 
   // Scores of a tile in the heads from h on, [kTile, P], -inf beyond its edges; `own` is the rows that all its edges
@@ -309,7 +308,7 @@ struct Attention {
     if (call.att) {
       of_dim.additive_(additive_of(tile, side, own, h), static_cast<int>(D), n, score);
     } else {
-      of_dim.dots_(own, at(side, tile, h), static_cast<int>(D), n, scale, score);
+      of_dim.dots_(own, rows_at(side, tile, h), static_cast<int>(D), n, scale, score);
       if (call.edge_key) add_edge_keys(tile, side, h, query, score);
     }
     if (call.bias || call.log_weight) add_biases(tile, h, key, score);
@@ -322,7 +321,7 @@ struct Attention {
     if (query)
       of_dim.dots_(query, edge_keys(tile, h), static_cast<int>(D), tile.count, scale, more);
     else
-      pair_dots(at(side, tile, h), edge_keys(tile, h), D, tile.count, scale, more);
+      pair_dots(rows_at(side, tile, h), edge_keys(tile, h), D, tile.count, scale, more);
     add(score, more, tile.count);
   }
   template <class KeyOf>
@@ -424,8 +423,8 @@ struct Attention {
             if (!tile.first)
               for (int p = 0; p < P; ++p)
                 for (int64_t c = 0; c < C; ++c) sum[(h + p) * C + c] *= of_head[p];
-            of_width.add_rows_ahead_(out.into(tile, sum, h, false, !call.edge_value), weight, opposite(side, tile, h),
-                                     static_cast<int>(C), tile.count);
+            of_width.add_rows_ahead_(out.into(tile, sum, h, false, !call.edge_value), weight,
+                                     rows_opposite(side, tile, h), static_cast<int>(C), tile.count);
             if (call.edge_value)
               of_width.add_rows_ahead_(out.into(tile, sum, h, true, true), weight, edge_values(tile, h),
                                        static_cast<int>(C), tile.count);
@@ -469,8 +468,8 @@ struct Attention {
       for (int l = 0; l < tile.count * P; ++l) score[l] *= kept[l];
     }
   }
-  // In place, of any number of rows: from the highest scores to log-sum-exp, and from totals to what the weights are to be
-  // multiplied by.
+  // In place, of any number of rows: from the highest scores to log-sum-exp, and from totals to what the weights are to
+  // be multiplied by.
   static INLINE void finish(A* top, A* total, int64_t count) {
     for (int64_t l = 0; l < count; l += W) {
       const Vec<A> sum = load(total + l);
@@ -580,7 +579,7 @@ struct Attention {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
             const A *q = queries[t] + h * D, *g = grads[t] + h * C;
             scores(tile, side, q, h, q, [&](int b) { return tile.node[b]; }, score + at);
-            of_width.dots_(g, opposite(side, tile, h), static_cast<int>(C), tile.count, A(1), upstream + at);
+            of_width.dots_(g, rows_opposite(side, tile, h), static_cast<int>(C), tile.count, A(1), upstream + at);
             if (call.edge_value) {
               alignas(64) A more[kScores];
               of_width.dots_(g, edge_values(tile, h), static_cast<int>(C), tile.count, A(1), more);
@@ -605,7 +604,7 @@ struct Attention {
                 additive_backward<T, P>(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
                                         grad_att ? grad_att + h * D : nullptr);
             } else if (call.grad_query) {
-              of_dim.add_rows_(grad_query.into(tile, sum, h, false, !call.edge_key), ds, Self::at(side, tile, h),
+              of_dim.add_rows_(grad_query.into(tile, sum, h, false, !call.edge_key), ds, rows_at(side, tile, h),
                                static_cast<int>(D), n);
               if (call.edge_key)
                 of_dim.add_rows_(grad_query.into(tile, sum, h, true, true), ds, edge_keys(tile, h), static_cast<int>(D),
@@ -638,10 +637,11 @@ struct Attention {
     A* to = static_cast<A*>(call.grad_bias) + h / share;
     for (int b = 0; b < tile.count; ++b) to[tile.edge[b] * call.bias_heads] = sum[b];
   }
-  NOINLINE void spread_edge_key(const Side& side, const Tile& tile, int64_t h, const A* query, const A* ds, A* sum) const {
+  NOINLINE void spread_edge_key(const Side& side, const Tile& tile, int64_t h, const A* query, const A* ds,
+                                A* sum) const {
     const int64_t share = H / call.edge_key_heads, head = h / share;
     if (h % share == 0) std::fill(sum, sum + kTile * D, A(0));
-    const Rows<T> keys = at(side, tile, h), edges = edge_keys(tile, h);
+    const Rows<T> keys = rows_at(side, tile, h), edges = edge_keys(tile, h);
     for (int b = 0; b < tile.count; ++b) {
       for (int64_t d = 0; d < D; ++d) {
         if (call.att) {
@@ -696,10 +696,11 @@ struct Attention {
               std::copy_n(from + P, P, of_query + 2 * at + kScores + b * P);
             }
             scores(tile, side, keys[t] + h * D, h, nullptr, [&](int) { return tile.row; }, score + at);
-            of_width.dots_(values[t] + h * C, opposite(side, tile, h), static_cast<int>(C), tile.count, A(1), upstream + at);
+            of_width.dots_(values[t] + h * C, rows_opposite(side, tile, h), static_cast<int>(C), tile.count, A(1),
+                           upstream + at);
             if (call.edge_value) {
               alignas(64) A more[kScores];
-              pair_dots(opposite(side, tile, h), edge_values(tile, h), C, tile.count, A(1), more);
+              pair_dots(rows_opposite(side, tile, h), edge_values(tile, h), C, tile.count, A(1), more);
               add(upstream + at, more, tile.count);
             }
           }
@@ -728,11 +729,11 @@ struct Attention {
                 additive_backward<T, P>(additive_of(tile, side, keys[t] + h * D, h), ds, static_cast<int>(D), n,
                                         sum_key + h * D, nullptr);
               else
-                of_dim.add_rows_(grad_key.into(tile, sum_key, h, false, true), ds, Self::at(side, tile, h),
+                of_dim.add_rows_(grad_key.into(tile, sum_key, h, false, true), ds, rows_at(side, tile, h),
                                  static_cast<int>(D), n);
             }
             if (call.grad_value)
-              of_width.add_rows_(grad_value.into(tile, sum_value, h, false, true), weight, opposite(side, tile, h),
+              of_width.add_rows_(grad_value.into(tile, sum_value, h, false, true), weight, rows_opposite(side, tile, h),
                                  static_cast<int>(C), n);
             if (call.grad_log_weight)
               for (int b = 0; b < n; ++b)

@@ -24,8 +24,8 @@ struct Span {
 
 constexpr int kAhead = 24;  // edges between the one worked on and the one prefetched
 
-// Rows of a tensor that a tile gathers: number[b] is the row of edge b, known for kAhead edges beyond the tile, too, and
-// offset[h] is where head h of the block begins in a row. Strides and offsets are in bytes.
+// Rows of a tensor that a tile gathers: number[b] is the row of edge b, known for kAhead edges beyond the tile, too,
+// and offset[h] is where head h of the block begins in a row. Strides and offsets are in bytes.
 template <class T>
 struct Rows {
   const void* base;  // null: absent
@@ -114,7 +114,8 @@ void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T> by
         const A* y = x + h * length;
         Vec<A> acc{};
         for (int n = 0; n < span.full(); ++n) acc += load(y + n * W) * load(r + n * W);
-        if (span.rest()) acc += load_part(y + span.full() * W, span.rest()) * load_part(r + span.full() * W, span.rest());
+        const int begin = span.full() * W;
+        if (span.rest()) acc += load_part(y + begin, span.rest()) * load_part(r + begin, span.rest());
         return acc;
       },
       count, by, score);
