@@ -14,24 +14,14 @@
 
 #include "parallel.h"
 #include "simd.h"
-#include "simd_tile.h"
+#include "simd_walk.h"
 
 namespace GEOATTN_NAMESPACE {
 using geoattn::parallel_blocks;
 
 namespace {
 
-constexpr int kBatch = 3;              // tiles
-constexpr int kBatchEdges = 24;        // a batch that has so many takes no further tile
-constexpr int kWindow = 256;           // edges whose numbers are read at once
 constexpr int64_t kStream = 16 << 20;  // bytes from which a result is written around the cache
-
-// Compressed rows in any order: where each begins, the node at the other end of every edge, the position of every edge in
-// col, which row each is. The last two are null where they count up from 0.
-struct Visits {
-  const void *ptr, *node, *edge, *row;
-  int64_t wide;  // 64-bit numbers
-};
 
 // Mirrors geoattn.ops.backends.cpu._Call field by field. Strides are in elements; null is absent.
 struct Call {
@@ -70,7 +60,7 @@ struct Attention {
   const bool per_edge;  // whether the positions of edges matter
   const Kernels<T, P> of_dim, of_width;
   Buffer<A> att;  // [padded, D], where it is given
-  std::atomic<int> error{0};  // 1: a key out of range, 2: rowptr does not rise or a row is out of range
+  std::atomic<int> error{0};  // of the walks
 
   explicit Attention(const Call& c)
       : call(c), H(c.heads), G(c.key_heads), D(c.dim), C(c.width), blocks((H + P - 1) / P), padded(blocks * P),
@@ -97,125 +87,36 @@ struct Attention {
   // Where a head of a query finds what is its own: bytes into a row, or for the last two numbers.
   std::vector<int64_t> in_key, in_value, in_query, in_grad_out, in_edge_key, in_edge_value, in_bias, in_weight;
 
-  static INLINE int64_t index(const Visits& of, const void* p, int64_t i) {
-    return of.wide ? static_cast<const int64_t*>(p)[i] : static_cast<const int32_t*>(p)[i];
-  }
   static const T* row_of(const void* p, const int64_t* stride, int64_t i) {
     return static_cast<const T*>(p) + i * stride[0];
   }
 
-  // Numbers of consecutive edges, checked: the node at the other end, and the position in col where that matters. Those
-  // after the last edge of all repeat the first here.
-  struct Window {
-    int64_t begin = 0, end = 0;
-    int64_t node[kWindow], edge[kWindow];
-  };
-  // Up to 16 edges of a row.
-  struct Tile {
-    int64_t row, row_ahead;
-    bool first, last;  // of its row
-    int count;
-    const int64_t *node, *edge;  // in a window, which reaches kTile + kAhead edges from here
-
-    // Vectors that its scores take.
-    INLINE int vectors() const { return (count * P + W - 1) / W; }
-  };
-  struct Batch {
-    Tile tile[kBatch];
-    int count;
-    Tile* begin() { return tile; }
-    Tile* end() { return tile + count; }
-    int index(const Tile& of) const { return static_cast<int>(&of - tile); }
-  };
-  static constexpr int kReach = kBatchEdges + kTile + kAhead;  // of a batch, with what is prefetched meanwhile
+  // Vectors that the scores of a tile take.
+  static INLINE int vectors(const Tile& tile) { return (tile.count * P + W - 1) / W; }
 
   struct Side {
-    const Visits& visits;
-    int64_t count, others;
+    const Walk walk;
     const void *at, *opposite;
     const int64_t *at_stride, *opposite_stride;
     const std::vector<int64_t>&in_at, &in_opposite;
   };
-  Side along_rows() const {
-    return {call.rows,       call.queries,      call.keys, call.key, call.value,
-            call.key_stride, call.value_stride, in_key,    in_value};
+  Side along_rows() {
+    return {{call.rows, call.queries, call.keys, call.edges, per_edge, error},
+            call.key,
+            call.value,
+            call.key_stride,
+            call.value_stride,
+            in_key,
+            in_value};
   }
-  Side along_transpose() const {
-    return {call.columns,      call.keys,            call.queries, call.query, call.grad_out,
-            call.query_stride, call.grad_out_stride, in_query,     in_grad_out};
-  }
-
-  bool fail(int code) {
-    error = code;
-    return false;
-  }
-  // Where the row ends that begins at `begin`.
-  INLINE bool end_of(const Side& side, int64_t i, int64_t begin, int64_t& end) {
-    end = index(side.visits, side.visits.ptr, i + 1);
-    return 0 <= begin && begin <= end && end <= call.edges ? true : fail(2);
-  }
-
-  static INLINE void read(const Visits& of, const void* p, int64_t begin, int count, int64_t* to) {
-    if (of.wide)
-      std::copy_n(static_cast<const int64_t*>(p) + begin, count, to);
-    else
-      std::copy_n(static_cast<const int32_t*>(p) + begin, count, to);
-    std::fill(to + count, to + kWindow, to[0]);
-  }
-  static bool inside(const int64_t* number, int64_t count) {
-    bool good = true;
-    for (int b = 0; b < kWindow; ++b) good &= static_cast<uint64_t>(number[b]) < static_cast<uint64_t>(count);
-    return good;
-  }
-  NOINLINE bool move(const Side& side, int64_t begin, Window& window) {
-    const Visits& of = side.visits;
-    if (begin < 0 || begin > call.edges) return fail(2);
-    const int count = static_cast<int>(std::min<int64_t>(kWindow, call.edges - begin));
-    window.begin = begin, window.end = begin + kWindow;
-    if (count == 0) return true;
-    read(of, of.node, begin, count, window.node);
-    if (!inside(window.node, side.others)) return fail(1);
-    if (!per_edge) return true;
-    if (of.edge) {
-      read(of, of.edge, begin, count, window.edge);
-      return inside(window.edge, call.edges) ? true : fail(1);
-    }
-    for (int b = 0; b < kWindow; ++b) window.edge[b] = begin + (b < count ? b : 0);
-    return true;
-  }
-
-  static INLINE int64_t row_at(const Side& side, int64_t i) {
-    return side.visits.row ? index(side.visits, side.visits.row, i) : i;
-  }
-
-  // Calls work(batch) for the tiles of rows `from` to `to`, in their order. One step after the other is done for all
-  // tiles of a batch, so that the steps of short rows do not wait for each other. An empty row has a tile, too.
-  template <class Work>
-  INLINE void batches(const Side& side, int64_t from, int64_t to, const Work& work) {
-    Window window;
-    Batch batch;
-    int64_t i = from, begin = index(side.visits, side.visits.ptr, from), end = begin;
-    bool first = true;
-    while (i < to) {
-      if (begin + kReach > window.end && !move(side, begin, window)) return;
-      int edges = 0;
-      for (batch.count = 0; batch.count < kBatch && edges < kBatchEdges && i < to; ++batch.count) {
-        if (first && !end_of(side, i, begin, end)) return;
-        Tile& tile = batch.tile[batch.count];
-        tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
-        tile.node = window.node + (begin - window.begin), tile.edge = window.edge + (begin - window.begin);
-        tile.row = row_at(side, i), tile.row_ahead = row_at(side, std::min(i + kBatch, side.count - 1));
-        if (static_cast<uint64_t>(tile.row) >= static_cast<uint64_t>(side.count)) {
-          error = 2;
-          return;
-        }
-        tile.first = first;
-        begin += tile.count, edges += tile.count;
-        first = tile.last = begin == end;
-        i += tile.last;
-      }
-      work(batch);
-    }
+  Side along_transpose() {
+    return {{call.columns, call.keys, call.queries, call.edges, per_edge, error},
+            call.query,
+            call.grad_out,
+            call.query_stride,
+            call.grad_out_stride,
+            in_query,
+            in_grad_out};
   }
 
   // Prefetches a row that will be needed after those of a batch.
@@ -393,7 +294,7 @@ struct Attention {
       Buffer<A> row_top(blocks * W), row_total(blocks * W);
       // Of every tile, [blocks, P]: the same, and what was summed before it is to be multiplied by.
       Buffer<A> top(kBatch * blocks * P + W), total(kBatch * blocks * P + W), shrink(kBatch * blocks * P + W);
-      batches(side, from, to, [&](Batch& batch) {
+      side.walk.batches(from, to, [&](Batch& batch) {
         for (const Tile& tile : batch) {
           prefetch_own(call.query, call.query_stride, H, D, tile.row_ahead);
           const A* q = own(call.query, call.query_stride, tile.row, in_query, D, query);
@@ -417,7 +318,7 @@ struct Attention {
             if (tile.last) {
               std::copy_n(top + n * P, std::min<int64_t>(H - h, P), static_cast<A*>(call.lse) + tile.row * H + h);
               const Vec<A> by = repeat(load(total + n * P));
-              for (int v = 0; v < tile.vectors(); ++v) store(weight + v * W, load(weight + v * W) * by);
+              for (int v = 0; v < vectors(tile); ++v) store(weight + v * W, load(weight + v * W) * by);
               for (int p = 0; p < P; ++p) of_head[p] *= total[n * P + p];
             }
             if (!tile.first)
@@ -440,17 +341,17 @@ struct Attention {
   // From the scores of a tile, in place, to weights relative to the highest score so far; what was summed so far is to
   // be multiplied by `shrink`.
   INLINE void soften(const Tile& tile, int64_t h, A* score, A* to_top, A* to_total, A* to_shrink) const {
-    const int vectors = tile.vectors();
+    const int n = vectors(tile);
     const Vec<A> before = tile.first ? splat(A(-INFINITY)) : load(to_top);
     Vec<A> top = before, total{};
-    for (int v = 0; v < vectors; ++v) {
+    for (int v = 0; v < n; ++v) {
       const Vec<A> x = load(score + v * W);
       top = x > top ? x : top;
     }
     top = over_edges(top, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x > y ? x : y; });
     store(to_top, top);
     const Vec<A> shift = top == -INFINITY ? Vec<A>{} : top;  // hidden, every one of them
-    for (int v = 0; v < vectors; ++v) {
+    for (int v = 0; v < n; ++v) {
       const Vec<A> x = exp(load(score + v * W) - shift);
       total += x;
       store(score + v * W, x);
@@ -497,7 +398,7 @@ struct Attention {
   // In place, from scores to p and from grad_out_i . value_j to d. Vector v of the tile has the log-sum-exp lse_of(v).
   template <class Of>
   INLINE void weigh(const Tile& tile, A* score, A* upstream, const A* kept, const Of& lse_of) const {
-    for (int v = 0; v < tile.vectors(); ++v) {
+    for (int v = 0; v < vectors(tile); ++v) {
       store(score + v * W, exp(load(score + v * W) - lse_of(v)));
       if (kept) store(upstream + v * W, load(upstream + v * W) * load(kept + v * W));
     }
@@ -505,7 +406,7 @@ struct Attention {
   // In place, from p to the weights that values were summed with, and from d to ds.
   template <class Of>
   INLINE void chain(const Tile& tile, A* score, A* upstream, const A* kept, const Of& delta_of) const {
-    for (int v = 0; v < tile.vectors(); ++v) {
+    for (int v = 0; v < vectors(tile); ++v) {
       const Vec<A> p = load(score + v * W);
       store(upstream + v * W, p * (load(upstream + v * W) - delta_of(v)));
       if (kept) store(score + v * W, p * load(kept + v * W));
@@ -529,7 +430,7 @@ struct Attention {
     weigh(tile, score, upstream, kept, [&](int) LAMBDA_INLINE { return shift; });
     Vec<A> delta{};
     if (tile.first && tile.last) {
-      for (int v = 0; v < tile.vectors(); ++v) {
+      for (int v = 0; v < vectors(tile); ++v) {
         const Vec<A> p = load(score + v * W);
         delta += p != 0 ? p * load(upstream + v * W) : Vec<A>{};  // lanes beyond the edges hold anything
       }
@@ -567,7 +468,7 @@ struct Attention {
           edge_key(kTile * D), edge_value(kTile * C), score(kBatch * blocks * kScores),
           upstream(kBatch * blocks * kScores);
       A* grad_att = call.grad_att ? att_parts.data() + from / step * padded * D : nullptr;
-      batches(side, from, to, [&](Batch& batch) {
+      side.walk.batches(from, to, [&](Batch& batch) {
         const A *queries[kBatch], *grads[kBatch];
         for (const Tile& tile : batch) {
           const int t = batch.index(tile);
@@ -678,7 +579,7 @@ struct Attention {
       Buffer<A> key(kBatch * padded * D), value(kBatch * padded * C), sum_key(padded * D), sum_value(padded * C),
           sum_weight(padded), score(kBatch * blocks * kScores), upstream(kBatch * blocks * kScores);
       Buffer<A> of_query(2 * kBatch * blocks * kScores);  // log-sum-exp, then delta, of the queries of a tile
-      batches(side, from, to, [&](Batch& batch) {
+      side.walk.batches(from, to, [&](Batch& batch) {
         const A *keys[kBatch], *values[kBatch];
         for (const Tile& tile : batch) {
           const int t = batch.index(tile);
