@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Below, the keys and values of a call are in the cache anyway (512 bytes each, at 4 heads of 32 channels in float32).
-MIN_KEYS = 16_384
+# Below, the keys and values of a call are in the cache anyway (1 KiB together, at 4 heads of 32 channels in float32).
+MIN_KEYS = 32_768
 
 
 class Visits(NamedTuple):
