@@ -368,10 +368,7 @@ INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {
   return fold_<S>(a, b, std::make_integer_sequence<int, kWidth<A>>{});
 }
 
-template <int W>
-constexpr int kLevels = W == 1 ? 0 : 1 + kLevels<W / 2>;
-template <>
-constexpr int kLevels<1> = 0;
+constexpr int levels(int width) { return width == 1 ? 0 : 1 + levels(width / 2); }
 // Lane l of the result is the sum of the lanes of leaf(first + l), for l < 2^Levels.
 template <int Levels, class A, class Leaf>
 INLINE Vec<A> tree(const Leaf& leaf, int first) {

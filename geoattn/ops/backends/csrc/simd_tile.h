@@ -88,7 +88,7 @@ INLINE void sums(const Leaf& leaf, int count, A by, A* to) {
         continue;
       }
     }
-    store(to + first, by * tree<kLevels<W>, A>(lane, 0));
+    store(to + first, by * tree<levels(W), A>(lane, 0));
   }
 }
 
