@@ -127,8 +127,8 @@ INLINE Vec<A> splat(A x) {
   return x - Vec<A>{};
 }
 
-// Reads the cache lines of `bytes` bytes ahead, into the second level: scattered rows are bound by how many lines a core
-// can wait for at once, on AMD that is twice as many there as in the first, and from there it is a short way.
+// Reads the cache lines of `bytes` bytes ahead, into the second level: rows of 512 bytes in random order arrive there
+// twice as fast as in the first (measured on AMD Zen 4), and from there it is a short way.
 INLINE void prefetch(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }
