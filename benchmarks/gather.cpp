@@ -17,13 +17,15 @@ struct Sum {
 };
 
 void prefetch(const float* row, int64_t width, bool second) {
-  for (int64_t i = 0; i < width; i += LINE) second ? __builtin_prefetch(row + i, 0, 2) : __builtin_prefetch(row + i, 0, 3);
+  for (int64_t i = 0; i < width; i += LINE)
+    second ? __builtin_prefetch(row + i, 0, 2) : __builtin_prefetch(row + i, 0, 3);
 }
 
 }  // namespace
 
 // out[i] = sum of all entries of rows col[rowptr[i] .. rowptr[i + 1]) of key and value, rows being fetched `ahead` edges
-// before they are read, into the first or the second level of the cache. One number a query is written, so that nothing is left out by the compiler.
+// before they are read, into the first or the second level of the cache. One number a query is written, so that nothing
+// is left out by the compiler.
 extern "C" void gather(const float* key, const float* value, const int64_t* rowptr, const int64_t* col, float* out,
                        int64_t queries, int64_t width, int64_t ahead, int64_t second, int64_t threads) {
   const int64_t edges = rowptr[queries];

@@ -457,10 +457,8 @@ class Whole {
         const A *q = static_cast<const A*>(call_.key_position) + j * P;
         for (int64_t d = 0; d < P; ++d) difference[d] = p[d] - q[d];
         // Needed after the products to come.
-        for (int64_t b = 0; b < bytes; b += 64) {
-          __builtin_prefetch(static_cast<const char*>(call_.key) + j * bytes + b, 0, 2);
-          __builtin_prefetch(static_cast<const char*>(call_.value) + j * bytes + b, 0, 2);
-        }
+        prefetch(static_cast<const char*>(call_.key) + j * bytes, bytes);
+        prefetch(static_cast<const char*>(call_.value) + j * bytes, bytes);
       }
     tile.pos.forward(edges);
     between_.relate(begin, end, tile.delta(), tile.relation());
