@@ -67,6 +67,7 @@ class Neighbors:
         # Made when first asked for. Not cached_property, whose lock torch.compile cannot see through on Python 3.11.
         self._row: Tensor | None = None
         self._transpose: Neighbors | None = None
+        self._with_self_loops: Neighbors | None = None
         self._visits: dict[bool, Visits | None] = {}
         if check and not torch.compiler.is_compiling():
             self._check()
@@ -137,6 +138,44 @@ class Neighbors:
             order = by.edge_order if transposed else None
             self._visits[transposed] = find_visits(by.rowptr, by.col, by.num_keys, order)
         return self._visits.get(transposed)
+
+    def with_self_loops(self) -> Neighbors:
+        """Every query that is also a key attends to itself, once: loops there are removed, new ones end the rows.
+
+        Of ``N`` queries and ``M`` keys, the first ``min(N, M)`` get a loop. The ``edge_order`` counts as PyG's
+        ``remove_self_loops`` and ``add_self_loops`` do: edges that are no loops in the order of the caller, then the
+        loops in the order of the nodes. It is made when first asked for.
+
+        Raises:
+            ValueError: If heads have patterns of their own, or int32 cannot count the edges.
+        """
+        if self._with_self_loops is None:
+            self._with_self_loops = self._make_self_loops()
+        return self._with_self_loops
+
+    def _make_self_loops(self) -> Neighbors:
+        if self.heads > 1:
+            raise ValueError(f"no self loops for patterns of heads, add them before joining: {self}")
+        loops = torch.arange(min(self.num_queries, self.num_keys), dtype=self.col.dtype, device=self.col.device)
+        _check_fits(self.col.dtype, edges=self.num_edges + loops.numel())
+        kept = self.row != self.col
+        kept_edges = kept.nonzero().squeeze(1)
+        kept_before = torch.cat([self.rowptr.new_zeros(1), kept.cumsum(0, dtype=self.rowptr.dtype)])
+        row = torch.arange(self.num_queries + 1, dtype=self.rowptr.dtype, device=self.rowptr.device)
+        rowptr = kept_before[self.rowptr.long()] + row.clamp(max=loops.numel())
+        place = torch.arange(kept_edges.numel(), device=kept.device) + self.row[kept_edges].clamp(max=loops.numel())
+        loop_place = rowptr[1 : loops.numel() + 1].long() - 1
+
+        col = self.col.new_empty(kept_edges.numel() + loops.numel())
+        col[place] = self.col[kept_edges]
+        col[loop_place] = loops
+        rank = torch.arange(kept_edges.numel(), device=kept.device)
+        if self.edge_order is not None:  # among the caller's edges that are kept
+            rank = (torch.empty_like(kept).index_copy_(0, self.edge_order, kept).cumsum(0) - 1)[self.edge_order[kept]]
+        edge_order = torch.empty_like(col, dtype=torch.int64)
+        edge_order[place] = rank
+        edge_order[loop_place] = loops.long() + kept_edges.numel()
+        return Neighbors(rowptr, col, self.num_keys, edge_order, check=False)
 
     def reorder_edges(self, edge_value: Tensor) -> Tensor:
         """Bring values given in the order of the caller's ``edge_index`` into the order of ``col``.
