@@ -1,6 +1,7 @@
 """Functions on tensors: attention, segment reductions, neighbor search and sampling."""
 
 from geoattn.ops.attend import attend
+from geoattn.ops.edges import edge_dot, weighted_sum
 from geoattn.ops.sampling import VoxelPool, farthest_point_sample, grid_sample, voxel_pool
 from geoattn.ops.search import knn, radius
 from geoattn.ops.segment import (
@@ -16,6 +17,7 @@ from geoattn.ops.vector import vector_attend
 __all__ = [
     "VoxelPool",
     "attend",
+    "edge_dot",
     "farthest_point_sample",
     "grid_sample",
     "knn",
@@ -28,4 +30,5 @@ __all__ = [
     "segment_sum",
     "vector_attend",
     "voxel_pool",
+    "weighted_sum",
 ]
