@@ -1,6 +1,18 @@
 """Layers."""
 
+from geoattn.nn import graph
+from geoattn.nn.graph import GATConv, GATv2Conv, PointTransformerConv, SuperGATConv, TransformerConv
 from geoattn.nn.latents import CrossAttention, LatentAttention
 from geoattn.nn.surface import SurfaceAttention
 
-__all__ = ["CrossAttention", "LatentAttention", "SurfaceAttention"]
+__all__ = [
+    "CrossAttention",
+    "GATConv",
+    "GATv2Conv",
+    "LatentAttention",
+    "PointTransformerConv",
+    "SuperGATConv",
+    "SurfaceAttention",
+    "TransformerConv",
+    "graph",
+]

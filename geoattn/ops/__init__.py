@@ -1,6 +1,6 @@
 """Functions on tensors: attention, segment reductions, neighbor search and sampling."""
 
-from geoattn.ops.attend import attend
+from geoattn.ops.attend import attend, attention_weights
 from geoattn.ops.edges import edge_dot, weighted_sum
 from geoattn.ops.sampling import VoxelPool, farthest_point_sample, grid_sample, voxel_pool
 from geoattn.ops.search import knn, radius
@@ -17,6 +17,7 @@ from geoattn.ops.vector import vector_attend
 __all__ = [
     "VoxelPool",
     "attend",
+    "attention_weights",
     "edge_dot",
     "farthest_point_sample",
     "grid_sample",

@@ -10,6 +10,7 @@ from torch import Tensor
 from geoattn.ops.backends import fused, reference
 from geoattn.ops.backends.choose import choose, forced
 from geoattn.ops.backends.problem import Problem
+from geoattn.ops.segment import segment_softmax
 from geoattn.patterns import Neighbors, Windows
 
 Pattern = Neighbors | Windows
@@ -131,33 +132,14 @@ def attend(
     _check(query, key, value, pattern, bias, dropout, key_weight, edge_key, edge_value, att)
     if scale is None:
         scale = query.size(-1) ** -0.5
-    sum_dtype = torch.promote_types(query.dtype, torch.float32)
-    log_weight = None
-    if key_weight is not None:
-        log_weight = reference.log(key_weight.to(sum_dtype))
-        log_weight = log_weight.unsqueeze(1) if log_weight.dim() == 1 else log_weight
+    log_weight = _log_weight(key_weight, query)
     if isinstance(pattern, Windows):
         out, lse = reference.windows(query, key, value, pattern, scale, dropout, log_weight)
         return (out, lse) if return_lse else out
 
-    problem = Problem(
-        query=query,
-        key=key,
-        value=value,
-        rowptr=pattern.rowptr,
-        col=pattern.col,
-        bias=None if bias is None else bias.to(sum_dtype),
-        log_weight=log_weight,
-        edge_key=edge_key,
-        edge_value=edge_value,
-        att=None if att is None else att.to(sum_dtype),
-        scale=scale,
-        negative_slope=negative_slope,
-        dropout=dropout,
-        seed=torch.randint(2**63 - 1, ()) if dropout else None,
-    )
-    if pattern.heads > 1:
-        problem = _heads_as_nodes(problem)
+    problem = _problem(query, key, value, pattern, bias, log_weight, edge_key, edge_value, att, scale, negative_slope)
+    if dropout:
+        problem = problem._replace(dropout=dropout, seed=torch.randint(2**63 - 1, ()))
     name = forced()
     if name in fused.OWN_GRADIENTS:
         columns = pattern.transpose if _needs_columns(problem) else None
@@ -171,6 +153,77 @@ def attend(
     if pattern.heads > 1:
         out, lse = out.view(*query.shape[:2], -1), lse.view(query.shape[:2])
     return (out, lse) if return_lse else out
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    pattern: Neighbors,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    key_weight: Tensor | None = None,
+    edge_key: Tensor | None = None,
+    att: Tensor | None = None,
+    negative_slope: float = 0.2,
+) -> Tensor:
+    """The weights with which `attend` sums values, before dropout: to look at, or to train against.
+
+    It gathers the keys of all edges, as `attend` never does. Differentiable any number of times. Arguments and errors
+    are those of `attend`.
+
+    Returns:
+        ``[E, H]`` in the order of ``pattern.col``, in float32 (float64 for float64 inputs).
+    """
+    query, key, edge_key = fused.autocast(query.device.type, query, key, edge_key)  # type: ignore[assignment]
+    _check(query, key, key, pattern, bias, 0.0, key_weight, edge_key, None, att)
+    if scale is None:
+        scale = query.size(-1) ** -0.5
+    log_weight = _log_weight(key_weight, query)
+    problem = _problem(query, key, key, pattern, bias, log_weight, edge_key, None, att, scale, negative_slope)
+    return segment_softmax(reference.scores(problem, reference.row_of_edges(problem)), ptr=problem.rowptr)
+
+
+def _log_weight(key_weight: Tensor | None, query: Tensor) -> Tensor | None:
+    """``[M, H or 1]``, in the type of sums."""
+    if key_weight is None:
+        return None
+    log_weight = reference.log(key_weight.to(torch.promote_types(query.dtype, torch.float32)))
+    return log_weight.unsqueeze(1) if log_weight.dim() == 1 else log_weight
+
+
+def _problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Neighbors,
+    bias: Tensor | None,
+    log_weight: Tensor | None,
+    edge_key: Tensor | None,
+    edge_value: Tensor | None,
+    att: Tensor | None,
+    scale: float,
+    negative_slope: float,
+) -> Problem:
+    """What a backend is given, without dropout."""
+    sum_dtype = torch.promote_types(query.dtype, torch.float32)
+    problem = Problem(
+        query=query,
+        key=key,
+        value=value,
+        rowptr=pattern.rowptr,
+        col=pattern.col,
+        bias=None if bias is None else bias.to(sum_dtype),
+        log_weight=log_weight,
+        edge_key=edge_key,
+        edge_value=edge_value,
+        att=None if att is None else att.to(sum_dtype),
+        scale=scale,
+        negative_slope=negative_slope,
+        dropout=0.0,
+        seed=None,
+    )
+    return _heads_as_nodes(problem) if pattern.heads > 1 else problem
 
 
 def _needs_columns(problem: Problem) -> bool:

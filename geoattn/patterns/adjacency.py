@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -12,7 +14,7 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 from geoattn.patterns.neighbors import INT32_MAX, Neighbors
 
-Adjacency = Tensor | SparseTensor | Neighbors
+Adjacency: TypeAlias = Tensor | SparseTensor | Neighbors
 
 # What was made of each tensor, as long as the tensor lives: its version then, and patterns by size and flow.
 _made: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -24,49 +26,46 @@ def as_neighbors(
     num_keys: int | None = None,
     *,
     self_loops: bool = False,
-    flow: str = "source_to_target",
 ) -> Neighbors:
-    """The pattern of a graph in any form that PyTorch Geometric's layers take.
+    """The pattern of a graph in any form that layers of PyTorch Geometric take.
 
     The pattern is kept for as long as the tensor lives, so that a graph that is used again, in the next layer or the
     next epoch, is sorted once. A tensor that was changed in place is sorted anew; as with autograd, changes
     through ``.data`` or numpy are not seen. Nothing is kept while compiling and for tensors made in inference mode.
 
     Args:
-        adjacency: ``edge_index`` ``[2, E]``, row 0 the keys (sources), row 1 the queries (targets); PyG's ``EdgeIndex``,
-            whose cached rows and columns are used; the transposed adjacency matrix ``[N, M]`` as torch's sparse COO, CSR
-            or CSC tensor or as ``SparseTensor``; or a pattern.
+        adjacency: ``edge_index`` ``[2, E]``, row 0 the keys (sources), row 1 the queries (targets); PyG's
+            ``EdgeIndex``, whose cached rows and columns are used; the transposed adjacency matrix ``[N, M]`` as torch's
+            sparse COO, CSR or CSC tensor or as ``SparseTensor``; or a pattern.
         num_queries: Number of queries ``N``.
         num_keys: Number of keys ``M``; default: ``num_queries``.
         self_loops: Whether to apply `Neighbors.with_self_loops`.
-        flow: ``"target_to_source"``: row 0 of ``edge_index`` are the queries, row 1 the keys.
 
     Returns:
         The pattern. Its ``edge_order`` counts the edges as PyG does: in the order of ``edge_index``, or of a sparse
         matrix sorted by rows.
 
     Raises:
-        ValueError: If the graph does not have this size, an index is out of range, or the flow of a matrix is
-            ``"target_to_source"``.
+        ValueError: If the graph does not have this size, or an index is out of range.
         TypeError: If it is none of these.
     """
     num_keys = num_queries if num_keys is None else num_keys
-    pattern = _kept(adjacency, num_queries, num_keys, flow)
+    pattern = _kept(adjacency, num_queries, num_keys)
     return pattern.with_self_loops() if self_loops else pattern
 
 
-def _kept(adjacency: Adjacency, num_queries: int, num_keys: int, flow: str) -> Neighbors:
+def _kept(adjacency: Adjacency, num_queries: int, num_keys: int) -> Neighbors:
     version = None if torch.compiler.is_compiling() else _version(adjacency)
     if version is None:
-        return _make(adjacency, num_queries, num_keys, flow)
+        return _make(adjacency, num_queries, num_keys)
     of_version, patterns = _made.get(adjacency, (None, {}))
     if of_version != version:
         patterns = {}
         _made[adjacency] = version, patterns
-    settings = num_queries, num_keys, flow
-    if settings not in patterns:
-        patterns[settings] = _make(adjacency, *settings)
-    return patterns[settings]
+    size = num_queries, num_keys
+    if size not in patterns:
+        patterns[size] = _make(adjacency, *size)
+    return patterns[size]
 
 
 def _version(adjacency: Adjacency) -> tuple[object, ...] | None:
@@ -80,29 +79,25 @@ def _version(adjacency: Adjacency) -> tuple[object, ...] | None:
     return None if any(x.is_inference() for x in parts) else tuple((x._version, x.shape) for x in parts)
 
 
-def _make(adjacency: Adjacency, num_queries: int, num_keys: int, flow: str) -> Neighbors:
+def _make(adjacency: Adjacency, num_queries: int, num_keys: int) -> Neighbors:
     size = num_queries, num_keys
-    reverse = flow == "target_to_source"
     if isinstance(adjacency, Neighbors):
-        pattern = adjacency.transpose if reverse else adjacency
+        pattern = adjacency
     elif isinstance(adjacency, SparseTensor) or (isinstance(adjacency, Tensor) and is_torch_sparse_tensor(adjacency)):
-        if reverse:
-            raise ValueError('flow "target_to_source" needs an edge_index; transpose the matrix instead')
-        if tuple(adjacency.size(d) for d in (0, 1)) != size:
+        if (adjacency.size(0), adjacency.size(1)) != size:
             raise ValueError(
-                f"expected a matrix of {num_queries} queries and {num_keys} keys, got {adjacency.size(0)} "
-                f"and {adjacency.size(1)}; rows of the transposed adjacency matrix are the queries"
+                f"expected a matrix of {num_queries} rows (queries) and {num_keys} columns (keys), "
+                f"got {adjacency.size(0)} and {adjacency.size(1)}"
             )
         pattern = _from_matrix(adjacency, *size)
-    elif isinstance(adjacency, EdgeIndex) and adjacency.is_sorted and not reverse and not torch.compiler.is_compiling():
+    elif isinstance(adjacency, EdgeIndex) and adjacency.is_sorted and not torch.compiler.is_compiling():
         pattern = _from_edge_index(adjacency, *size)
     elif isinstance(adjacency, Tensor):
         edge_index = adjacency.as_tensor() if isinstance(adjacency, EdgeIndex) else adjacency
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
             raise ValueError(f"expected an edge_index of integers, got {edge_index.dtype}")
         narrow = max(*size, edge_index.size(-1)) < INT32_MAX // 2  # so that loops fit, too
-        edge_index = edge_index.to(torch.int32 if narrow else torch.int64)
-        pattern = Neighbors.from_edge_index(edge_index.flip([0]) if reverse else edge_index, *size)
+        pattern = Neighbors.from_edge_index(edge_index.to(torch.int32 if narrow else torch.int64), *size)
     else:
         raise TypeError(f"expected an edge_index, a sparse matrix or Neighbors, got {type(adjacency).__name__}")
     if (pattern.num_queries, pattern.num_keys) != size:

@@ -375,13 +375,16 @@ class Neighbors:
         return cls.k_hop(edge_index, hops, count)
 
     @classmethod
-    def k_hop(cls, edge_index: Tensor, hops: int, num_nodes: int | None = None) -> Neighbors:
+    def k_hop(
+        cls, edge_index: Tensor, hops: int, num_nodes: int | None = None, *, self_loops: bool = True
+    ) -> Neighbors:
         """Every node attends to itself and to the nodes from which it is reached in at most ``hops`` edges.
 
         Args:
             edge_index: Edges ``[2, E]``: row 0 the sources, row 1 the targets.
             hops: At least 1.
             num_nodes: Number of nodes; default: largest index plus one.
+            self_loops: Whether a node attends to itself; if not, loops of ``edge_index`` are left out, too.
         """
         if hops < 1:
             raise ValueError(f"hops must be at least 1, got {hops}")
@@ -397,6 +400,9 @@ class Neighbors:
         reached = step
         for _ in range(hops - 1):
             reached = reached @ step
+        if not self_loops:
+            reached.setdiag(False)
+            reached.eliminate_zeros()
         reached.sort_indices()
         _check_fits(edge_index.dtype, queries=num_nodes, edges=reached.nnz)
         rowptr = torch.from_numpy(reached.indptr).to(edge_index)

@@ -1,0 +1,61 @@
+"""`GATConv`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch_geometric.nn as pyg
+from torch import Tensor
+
+from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.patterns import Adjacency
+
+
+class GATConv(AttentionDropIn, pyg.GATConv):
+    r"""Graph attention (Velickovic et al. 2018, eq. 1 to 6): PyG's ``GATConv``, its messages not written down.
+
+    .. math::
+        o_i = \sum_{j \in \mathcal{N}(i) \cup \{i\}} \operatorname{softmax}_j \operatorname{LeakyReLU}\bigl(
+        a_s^\top W x_j + a_t^\top W x_i + a_e^\top W_e e_{ij}\bigr) \, W x_j
+
+    Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.GATConv`, whose
+    documentation applies; see `AttentionDropIn` for when PyG's own path runs.
+    """
+
+    peer = pyg.GATConv
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor | None],
+        edge_index: Adjacency,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Features ``[N, H * C]`` of the targets (``[N, C]`` averaged), and attention weights if asked for."""
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        features = None if self.lin_edge is None else given_features(edge_index, edge_attr)
+        weights = bool(return_attention_weights)
+        if self._steps_back(edge_index, features, weights, source, target):
+            return super().forward(x, as_edge_index(edge_index), edge_attr, size, return_attention_weights)
+
+        pattern = self._pattern(edge_index, source, target, size)
+        value = self._heads(self.lin_src if self.lin is None else self.lin, source)
+        key = (value * self.att_src).sum(-1, keepdim=True)
+        if target is None:
+            query = key.new_zeros(pattern.num_queries, self.heads, 1)
+        else:
+            shared = target is source and self.lin is not None
+            at_target = value if shared else self._heads(self.lin_dst if self.lin is None else self.lin, target)
+            query = (at_target * self.att_dst).sum(-1, keepdim=True)
+        edge = None
+        if features is not None:
+            of_edges = self._heads(self.lin_edge, self._edge_features(edge_index, features, pattern))
+            edge = (of_edges * self.att_edge).sum(-1, keepdim=True)
+        ones = key.new_ones(self.heads, 1)
+        terms = {"att": ones, "negative_slope": self.negative_slope, "edge_key": edge}
+        out, found = self._attend(query, key, value, pattern, weights, **terms)
+        if target is not None and self.res is not None:
+            out = out + self.res(target)
+        out = out if self.bias is None else out + self.bias
+        return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))

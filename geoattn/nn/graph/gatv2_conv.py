@@ -1,0 +1,55 @@
+"""`GATv2Conv`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch_geometric.nn as pyg
+from torch import Tensor
+
+from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.patterns import Adjacency
+
+
+class GATv2Conv(AttentionDropIn, pyg.GATv2Conv):
+    r"""Dynamic graph attention (Brody et al. 2022, eq. 7): PyG's ``GATv2Conv``, its messages not written down.
+
+    .. math::
+        o_i = \sum_{j \in \mathcal{N}(i) \cup \{i\}} \operatorname{softmax}_j \bigl(a^\top \operatorname{LeakyReLU}(
+        W_l x_j + W_r x_i + W_e e_{ij})\bigr) \, W_l x_j
+
+    Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.GATv2Conv`, whose
+    documentation applies; see `AttentionDropIn` for when PyG's own path runs.
+    """
+
+    peer = pyg.GATv2Conv
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        edge_index: Adjacency,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Features ``[N, H * C]`` of the targets (``[N, C]`` averaged), and attention weights if asked for."""
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        features = given_features(edge_index, edge_attr)
+        weights = bool(return_attention_weights)
+        if (
+            self._steps_back(edge_index, features, weights, source, target)
+            or target is None
+            or (features is not None and self.lin_edge is None)
+        ):
+            return super().forward(x, as_edge_index(edge_index), edge_attr, return_attention_weights)
+
+        pattern = self._pattern(edge_index, source, target)
+        value = self._heads(self.lin_l, source)
+        query = value if self.share_weights and target is source else self._heads(self.lin_r, target)
+        edge = None
+        if features is not None:
+            edge = self._heads(self.lin_edge, self._edge_features(edge_index, features, pattern))
+        terms = {"att": self.att[0], "negative_slope": self.negative_slope, "edge_key": edge}
+        out, found = self._attend(query, value, value, pattern, weights, **terms)
+        out = out if self.res is None else out + self.res(target)
+        out = out if self.bias is None else out + self.bias
+        return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))

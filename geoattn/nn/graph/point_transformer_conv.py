@@ -1,0 +1,46 @@
+"""`PointTransformerConv`."""
+
+from __future__ import annotations
+
+import torch_geometric.nn as pyg
+from torch import Tensor
+
+from geoattn.nn.graph._drop_in import DropIn, as_edge_index
+from geoattn.ops import vector_attend
+from geoattn.patterns import Adjacency
+
+
+class PointTransformerConv(DropIn, pyg.PointTransformerConv):
+    r"""Point Transformer's layer (Zhao et al. 2021, eq. 3): PyG's ``PointTransformerConv``, its messages not kept.
+
+    .. math::
+        o_i = \sum_{j \in \mathcal{N}(i) \cup \{i\}} \operatorname{softmax}_j \bigl(\gamma(
+        W_t x_i - W_s x_j + \delta_{ij})\bigr) \odot (W x_j + \delta_{ij}), \qquad \delta_{ij} = \theta(p_i - p_j),
+
+    a softmax for every channel; :math:`\theta` is ``pos_nn``, :math:`\gamma` is ``attn_nn``.
+
+    Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.PointTransformerConv`,
+    whose documentation applies; ``edge_index`` may be a `geoattn.Neighbors`, too. See `DropIn` for when PyG's own path
+    runs, and `geoattn.ops.vector_attend` for the networks that are run again in the backward pass.
+    """
+
+    peer = pyg.PointTransformerConv
+
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], pos: Tensor | tuple[Tensor, Tensor], edge_index: Adjacency
+    ) -> Tensor:
+        """Features ``[N, C]`` of the targets."""
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        source_pos, target_pos = (pos, pos) if isinstance(pos, Tensor) else pos
+        if self._messages_needed(source, target, source_pos, target_pos):
+            return super().forward(x, pos, as_edge_index(edge_index))
+        return vector_attend(
+            self.lin_dst(target),
+            self.lin_src(source),
+            self.lin(source),
+            self._pattern(edge_index, source, target),
+            target_pos,
+            source_pos,
+            pos_nn=self.pos_nn,
+            attn_nn=self.attn_nn,
+        )
