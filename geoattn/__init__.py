@@ -2,6 +2,7 @@
 
 from geoattn import data, geometry, metrics, models, nn, ops, patterns
 from geoattn.data.io import LoadError, load, save
+from geoattn.nn import accelerate, restore
 from geoattn.ops import attend
 from geoattn.ops.backends.choose import backend, backends
 from geoattn.patterns import Neighbors, Windows
@@ -12,6 +13,7 @@ __all__ = [
     "LoadError",
     "Neighbors",
     "Windows",
+    "accelerate",
     "attend",
     "backend",
     "backends",
@@ -23,5 +25,6 @@ __all__ = [
     "nn",
     "ops",
     "patterns",
+    "restore",
     "save",
 ]

@@ -1,6 +1,7 @@
 """Layers."""
 
 from geoattn.nn import graph
+from geoattn.nn.accelerate import accelerate, restore
 from geoattn.nn.graph import GATConv, GATv2Conv, PointTransformerConv, SuperGATConv, TransformerConv
 from geoattn.nn.latents import CrossAttention, LatentAttention
 from geoattn.nn.surface import SurfaceAttention
@@ -14,5 +15,7 @@ __all__ = [
     "SuperGATConv",
     "SurfaceAttention",
     "TransformerConv",
+    "accelerate",
     "graph",
+    "restore",
 ]
