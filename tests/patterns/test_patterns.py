@@ -83,8 +83,10 @@ def test_k_hop_reaches_what_walking_reaches(edges, hops):
     reached = {(i, i) for i in range(6)}
     for _ in range(hops):
         reached |= {(target, start) for end, start in reached for source, target in edges if source == end}
-    pattern = Neighbors.k_hop(torch.tensor(edges, dtype=torch.int64).view(-1, 2).T, hops, 6)
-    assert pairs(pattern) == sorted(reached)
+    edge_index = torch.tensor(edges, dtype=torch.int64).view(-1, 2).T
+    assert pairs(Neighbors.k_hop(edge_index, hops, 6)) == sorted(reached)
+    without_loops = Neighbors.k_hop(edge_index, hops, 6, self_loops=False)
+    assert pairs(without_loops) == sorted((i, j) for i, j in reached if i != j)
 
 
 def test_from_mesh():
