@@ -150,8 +150,8 @@ class GTARepresentation:
         return self.triv + self.se3 + self.so3 + self.so2 + self.t2 + self.se2
 
     @property
-    def moves(self) -> bool:
-        """Whether poses, and with them translations, matter."""
+    def has_translations(self) -> bool:
+        """Whether the translations of poses matter."""
         return self.se3 + self.se2 > 0
 
 
@@ -194,9 +194,9 @@ class GTATransforms:
                 + ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in present)
             )
         pose, coord, planar_pose = given
-        # None of any kind: all channels are trivial, for any number of tokens.
+        # None where all channels are trivial: such transforms are those of any tokens.
         self.num_tokens = present[0].size(0) if present else None
-        self.dtype = present[0].dtype if present else torch.float32
+        self.dtype = present[0].dtype if present else None
 
         rigid = _RigidPoints if rep.euclidean else _Rigid
         parts: list[tuple[int, _Part]] = [(rep.triv, _Trivial())]
@@ -426,7 +426,7 @@ def gta_attend(
         ValueError: If shapes, types or representations do not fit together.
     """
     _check(query, key, value, of_queries, of_keys)
-    work = of_queries.dtype
+    work = of_queries.dtype or torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):  # translations cancel in the products
         q = of_queries.apply_to_query(query.to(work))
         k = of_keys.apply(key.to(work))
@@ -456,7 +456,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, of_queries: GTATransforms,
         count = x.size(0) if of_x.num_tokens is None else of_x.num_tokens
         if x.dim() != 3 or x.size(0) != count or x.size(2) != rep.channels:
             raise ValueError(f"expected {name} [{count}, H, {rep.channels}], got {tuple(x.shape)}")
-        if torch.promote_types(x.dtype, of_x.dtype) != of_x.dtype or of_x.dtype != of_queries.dtype:
+        dtype = of_x.dtype
+        if dtype is not None and (torch.promote_types(x.dtype, dtype) != dtype or dtype != of_queries.dtype):
             raise ValueError(
                 f"transforms must have one type, as precise as that of {name} {x.dtype}, "
                 f"got {of_queries.dtype} and {of_keys.dtype}"
@@ -522,7 +523,7 @@ class GTAttention(nn.Module):
         self.value = nn.Linear(source, inner, bias=False)
         self.out = nn.Linear(inner, target if out_channels is None else out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.translation_scale = nn.Parameter(torch.empty(1)) if representation.moves else None
+        self.translation_scale = nn.Parameter(torch.empty(1)) if representation.has_translations else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
