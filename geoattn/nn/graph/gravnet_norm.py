@@ -35,7 +35,10 @@ class GravNetNormConv(nn.Module):
     Geometric calls ``GravNetConv`` is another layer: the mean and maximum over k nearest neighbors weighted by
     :math:`\exp(-10 d^2)`.
 
-    The ``radius`` and ``grav_weight`` are attributes that may be changed between epochs, as the author's schedules do.
+    Places are learned through the weights of neighbors only: a graph without edges between different points teaches
+    them nothing. So it may be at the start, at the default radius too (of standard normal features in 21 channels, no
+    two points of a sample were neighbors): look at `neighbors`, and choose the radius by the data. The ``radius`` and
+    ``grav_weight`` are attributes that may be changed between epochs, as the author's schedules do.
 
     Args:
         in_channels: Channels of ``x``.
