@@ -140,9 +140,10 @@ class FisherInformationConv(nn.Module):
         z_{im} &= \sum_{j \in \mathcal{N}(i)} \operatorname{softmax}_j(\alpha_{jm}) \, x_j - \mu_m \\
         x'_i &= \phi\bigl([z_{i1}, \dots, z_{ip}]\bigr)
 
-    with :math:`\phi` a `KernelLayer`. The second softmax, over the neighbors, is one of probabilities; the paper's code
-    intends that. Its scores depend on the neighbor alone, so they are weights :math:`\exp \alpha` of keys, and nothing
-    is stored per edge. A node without neighbors gets :math:`z_{im} = -\mu_m`.
+    with :math:`\phi` a `KernelLayer`. The second softmax, over the neighbors, is one of probabilities, as in the
+    paper's code; expectation maximisation would divide them by their sum. Its scores depend on the neighbor alone, so
+    they are weights :math:`\exp \alpha` of keys, and nothing is stored per edge. A node without neighbors gets
+    :math:`z_{im} = -\mu_m`.
 
     The anchor means begin with unit length. As in the paper's code, training does not bring them back to it.
 
