@@ -471,10 +471,11 @@ class GTAttention(nn.Module):
     .. math::
         q = W_q x, \quad k = W_k x, \quad v = W_v x, \quad y = W_o \, \operatorname{concat}_h o^h + b_o
 
-    As in the authors' code (github.com/autonomousvision/gta), translations of poses are multiplied by a learned number
-    of the layer, and weights start from a truncated normal distribution of variance ``1 / in_channels``. There, tokens
-    are patches of images with the pose of their camera; here any tokens with a pose each, such as points with a
-    frame, attend along any graph. Attention within samples is `Windows`.
+    As in the authors' code (github.com/autonomousvision/gta at 1dcbd37, which corrected the squared distances of
+    earlier versions), translations of poses are multiplied by a learned number of the layer, and weights start from a
+    truncated normal distribution of variance ``1 / in_channels``. There, tokens are patches of images with the pose of
+    their camera; here any tokens with a pose each, such as points with a frame, attend along any graph. Attention
+    within samples is `Windows`.
 
     Args:
         in_channels: Channels of ``x``, or of sources and targets.
