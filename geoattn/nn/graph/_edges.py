@@ -74,10 +74,10 @@ def _chunks(pattern: Neighbors) -> Iterator[_Chunk]:
     size, device = edges_per_chunk(pattern), pattern.rowptr.device
     cuts, first = [0, pattern.num_queries], [0, pattern.num_edges]
     if pattern.num_edges > size:
-        starts = torch.arange(size, pattern.num_edges, size, dtype=pattern.rowptr.dtype, device=device)
-        inner = torch.searchsorted(pattern.rowptr, starts).clamp(1, pattern.num_queries - 1).unique_consecutive()
-        inner, before = torch.stack([inner, pattern.rowptr[inner]]).tolist()
-        cuts[1:1], first[1:1] = inner, before
+        starts = torch.arange(0, pattern.num_edges, size, dtype=pattern.rowptr.dtype, device=device)
+        cut = torch.searchsorted(pattern.rowptr, starts)
+        cut = torch.cat([cut, cut.new_tensor([pattern.num_queries])]).unique_consecutive()
+        cuts, first = torch.stack([cut, pattern.rowptr[cut]]).tolist()
     for c in range(len(cuts) - 1):
         rows, edges = slice(cuts[c], cuts[c + 1]), slice(first[c], first[c + 1])
         yield _Chunk(rows, edges, pattern.row[edges].long() - cuts[c], pattern.col[edges].long())
