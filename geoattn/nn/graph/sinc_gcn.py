@@ -112,7 +112,7 @@ class SIRGCNConv(nn.Module):
             weight = _weight(self.aggr, pattern, query.dtype)
             return self.linear_relation(by_rows(gather, query, key, pattern, weight, parameters))
 
-        outer = list(self.linear_relation.parameters())  # weight, and bias if there is one
+        outer = [x for x in (self.linear_relation.weight, self.linear_relation.bias) if x is not None]
 
         def highest(query: Tensor, key: Tensor, row: Tensor, _: None, *parameters: Tensor) -> Tensor:
             message = act(query.index_select(0, row) + key, parameters[len(outer) :])
@@ -193,13 +193,14 @@ class SINCGCNConv(SIRGCNConv):
 def _weight(aggr: str, pattern: Neighbors, dtype: torch.dtype) -> Tensor:
     """Of every edge in a sum, ``[E, 1]``."""
     row, col = pattern.row.long(), pattern.col.long()
+    in_degree = pattern.degree.to(torch.promote_types(dtype, torch.float32))
     if aggr == "sum":
-        weight = row.new_ones(row.shape, dtype=dtype)
+        weight = in_degree.new_ones(row.shape)
     elif aggr == "mean":
-        weight = pattern.degree.to(dtype).reciprocal()[row]
+        weight = in_degree.reciprocal()[row]
     else:
-        weight = pattern.degree.to(dtype).rsqrt()[row] * pattern.transpose.degree.to(dtype).rsqrt()[col]
-    return weight.unsqueeze(1)
+        weight = in_degree.rsqrt()[row] * pattern.transpose.degree.to(in_degree.dtype).rsqrt()[col]
+    return weight.to(dtype).unsqueeze(1)
 
 
 def _highest_key(query: Tensor, key: Tensor, row: Tensor, _: None) -> Tensor:
