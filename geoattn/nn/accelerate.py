@@ -81,7 +81,7 @@ def restore(model: nn.Module) -> Acceleration:
     for name, layer in _layers(model):
         kind = type(layer)
         if kind in _LAYERS:
-            layer.__class__ = kind.peer  # type: ignore[attr-defined]
+            layer.__class__ = kind.peer
             changed[name] = kind.__name__
         else:
             left[name] = f"{kind.__name__} is not one of geoattn's"

@@ -28,6 +28,16 @@ class DropIn(MessagePassing):
 
     peer: ClassVar[type[MessagePassing]]  # PyG's layer
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "peer") and "peer" not in cls.__dict__:  # of a user, with messages of any signature
+            cls.propagate = cls._orig_propagate = cls._jinja_propagate = MessagePassing.propagate
+            cls.edge_updater = cls._orig_edge_updater = cls._jinja_edge_updater = MessagePassing.edge_updater
+
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        """PyG generates code for each class from the source of its forward; ours inherit what it makes for theirs."""
+        _bare(self.peer)
+
     def _messages_needed(self, *x: Tensor | None) -> bool:
         """Whether PyG's own path must run."""
         return (
@@ -43,8 +53,9 @@ class DropIn(MessagePassing):
 
     def __prepare_scriptable__(self) -> MessagePassing:
         """What `torch.jit.script` compiles."""
-        layer: MessagePassing = object.__new__(self.peer)
-        layer.__setstate__(self.__dict__.copy())
+        layer = _bare(self.peer)
+        inspector = layer.inspector  # knows classes by their names, and ours has the same
+        layer.__dict__.update(self.__dict__, inspector=inspector)
         return layer
 
     def _pattern(self, edge_index: Adjacency, source: Tensor, target: Tensor | None, size: Any = None) -> Neighbors:
@@ -115,6 +126,13 @@ class AttentionDropIn(DropIn):
             edge_index, _ = remove_self_loops(edge_index)
             edge_index, _ = add_self_loops(edge_index, num_nodes=min(pattern.num_queries, pattern.num_keys))
         return edge_index, weights
+
+
+def _bare(kind: type[MessagePassing]) -> MessagePassing:
+    """A layer without arguments and parameters."""
+    layer: MessagePassing = object.__new__(kind)
+    MessagePassing.__init__(layer)
+    return layer
 
 
 def as_edge_index(adjacency: Adjacency) -> Any:

@@ -34,9 +34,10 @@ class PointTransformerConv(DropIn, pyg.PointTransformerConv):
         source_pos, target_pos = (pos, pos) if isinstance(pos, Tensor) else pos
         if self._messages_needed(source, target, source_pos, target_pos):
             return super().forward(x, pos, as_edge_index(edge_index))
+        key, query = self.lin_src(source), self.lin_dst(target)
         return vector_attend(
-            self.lin_dst(target),
-            self.lin_src(source),
+            query,
+            key,
             self.lin(source),
             self._pattern(edge_index, source, target),
             target_pos,

@@ -1,0 +1,554 @@
+"""The layers that PyG also has, against PyG's: parameters, numbers, gradients, and everything that asks for messages."""
+
+import copy
+import pickle
+import random
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+import torch_geometric.typing
+from torch_geometric import EdgeIndex
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
+from torch_geometric.explain.algorithm.utils import set_masks
+from torch_geometric.nn import to_hetero
+from torch_geometric.typing import SparseTensor
+from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
+
+from geoattn import Neighbors
+from geoattn import nn as ours
+from geoattn.patterns import adjacency
+
+NODES, SOURCES, EDGES, WIDTH, EDGE_WIDTH = 12, 9, 60, 6, 3
+WITH_TORCH_SPARSE = torch_geometric.typing.WITH_TORCH_SPARSE
+
+# Layer and arguments, without edge features.
+PLAIN = [
+    ("GATConv", {"heads": 3}),
+    ("GATConv", {"heads": 2, "concat": False, "residual": True, "bias": False, "negative_slope": 0.5}),
+    ("GATConv", {"add_self_loops": False}),
+    ("GATv2Conv", {"heads": 3}),
+    ("GATv2Conv", {"heads": 2, "concat": False, "residual": True, "bias": False, "negative_slope": 0.5}),
+    ("GATv2Conv", {"heads": 2, "share_weights": True, "add_self_loops": False}),
+    ("TransformerConv", {"heads": 3}),
+    ("TransformerConv", {"heads": 2, "concat": False, "beta": True}),
+    ("TransformerConv", {"heads": 2, "root_weight": False, "bias": False}),
+    ("SuperGATConv", {"heads": 3}),
+    ("SuperGATConv", {"heads": 2, "attention_type": "SD", "concat": False, "bias": False}),
+    ("PointTransformerConv", {}),
+    ("PointTransformerConv", {"add_self_loops": False}),
+]
+WITH_FEATURES = [
+    ("GATConv", {"fill_value": value}) for value in ("mean", "add", "min", "max", "mul", 0.5, torch.tensor([1.0, 2, 3]))
+]
+WITH_FEATURES += [("GATv2Conv", arguments) for _, arguments in WITH_FEATURES]
+WITH_FEATURES += [
+    ("GATv2Conv", {"add_self_loops": False}),
+    ("TransformerConv", {}),
+    ("TransformerConv", {"beta": True}),
+]
+BIPARTITE = ("GATConv", "GATv2Conv", "TransformerConv", "PointTransformerConv")
+WEIGHTED = ("GATConv", "GATv2Conv", "TransformerConv")
+
+
+def pair(name, arguments, channels=WIDTH, dtype=torch.float64):
+    """Our layer and PyG's from the same seed."""
+    layers = []
+    for module in (ours, pyg):
+        torch.manual_seed(0)
+        layers.append(getattr(module, name)(channels, 4, **arguments).to(dtype))
+    return layers
+
+
+def edges(sources=NODES, seed=0):
+    """Duplicates and loops are among them; the last two targets have no edges."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randint(0, sources, (EDGES,), generator=generator)
+    target = torch.randint(0, NODES - 2, (EDGES,), generator=generator)
+    edge_index = torch.stack([source, target])
+    edge_index[:, 1] = edge_index[:, 0]
+    edge_index[:, 2] = 4
+    return edge_index
+
+
+def features(*shape, seed=1):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values.requires_grad_()
+
+
+def call(layer, x, edge_index, *rest, **settings):
+    """The layer's output; positions where it needs them. What is random is the same for all layers."""
+    random.seed(0)
+    torch.manual_seed(0)
+    if isinstance(layer, pyg.PointTransformerConv):
+        pos = features(NODES, 3, seed=2)
+        pos = pos if isinstance(x, torch.Tensor) else (features(SOURCES, 3, seed=3), pos)
+        return layer(x, pos, edge_index, *rest, **settings)
+    return layer(x, edge_index, *rest, **settings)
+
+
+def assert_same(mine, theirs, inputs, out, expected):
+    """Outputs and all gradients, to rounding."""
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
+    grad = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found, wanted = (
+        torch.autograd.grad(y, [*inputs, *layer.parameters()], grad, allow_unused=True, retain_graph=True)
+        for y, layer in ((out, mine), (expected, theirs))
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "arguments"), PLAIN)
+def test_constructor_parameters_and_repr_are_pygs(name, arguments):
+    mine, theirs = pair(name, arguments)
+    assert repr(mine) == repr(theirs)
+    assert isinstance(mine, getattr(pyg, name))
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(mine.state_dict()[key], value), key
+    for a, b in ((mine, theirs), (theirs, mine)):
+        b.reset_parameters()
+        assert a.load_state_dict(b.state_dict()) == torch.nn.modules.module._IncompatibleKeys([], [])
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "arguments"), PLAIN)
+def test_numbers_and_gradients_are_pygs(name, arguments):
+    mine, theirs = pair(name, arguments)
+    x, edge_index = features(NODES, WIDTH), edges()
+    assert_same(mine, theirs, [x], call(mine, x, edge_index), call(theirs, x, edge_index))
+
+
+@pytest.mark.parametrize(("name", "arguments"), WITH_FEATURES)
+def test_edge_features_and_every_fill_value(name, arguments):
+    mine, theirs = pair(name, arguments | {"edge_dim": EDGE_WIDTH, "heads": 2})
+    x, edge_attr, edge_index = features(NODES, WIDTH), features(EDGES, EDGE_WIDTH, seed=2), edges()
+    out, expected = (layer(x, edge_index, edge_attr) for layer in (mine, theirs))
+    assert_same(mine, theirs, [x, edge_attr], out, expected)
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
+def test_edge_features_of_one_dimension(name):
+    mine, theirs = pair(name, {"edge_dim": 1})
+    x, edge_attr, edge_index = features(NODES, WIDTH), features(EDGES, seed=2), edges()
+    out, expected = (layer(x, edge_index, edge_attr) for layer in (mine, theirs))
+    assert_same(mine, theirs, [x, edge_attr], out, expected)
+
+
+@pytest.mark.parametrize("name", BIPARTITE)
+@pytest.mark.parametrize("channels", [WIDTH, (WIDTH, WIDTH + 1)])
+def test_bipartite(name, channels):
+    mine, theirs = pair(name, {}, channels)
+    x = (features(SOURCES, WIDTH), features(NODES, WIDTH if isinstance(channels, int) else WIDTH + 1, seed=2))
+    edge_index = edges(SOURCES)
+    assert_same(mine, theirs, x, call(mine, x, edge_index), call(theirs, x, edge_index))
+
+
+def test_gat_without_features_of_targets():
+    mine, theirs = pair("GATConv", {"heads": 2, "residual": True}, (WIDTH, WIDTH + 1))
+    x, edge_index = features(SOURCES, WIDTH), edges(SOURCES)
+    for size in ((SOURCES, NODES), None):
+        graph = edge_index if size else edge_index % (SOURCES - 1)
+        out, expected = (layer((x, None), graph, size=size) for layer in (mine, theirs))
+        torch.testing.assert_close(out, expected)
+    for layer in (mine, theirs):
+        layer.add_self_loops = False  # PyG fails to add them to such a matrix
+    matrix = to_torch_csr_tensor(edge_index.flip([0]), size=(NODES, SOURCES))
+    torch.testing.assert_close(mine((x, None), matrix), theirs((x, None), matrix))
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv", "SuperGATConv", "PointTransformerConv"])
+def test_every_kind_of_edge_index(name):
+    mine, theirs = pair(name, {})
+    x = features(NODES, WIDTH)
+    edge_index = edges().unique(dim=1).contiguous()  # a matrix has no duplicates
+    expected = call(theirs.eval(), x, edge_index)
+    size = (NODES, NODES)
+    index = EdgeIndex(edge_index, sparse_size=size)
+    kinds = [edge_index.int(), index, Neighbors.from_edge_index(edge_index, NODES)]
+    for by in ("row", "col"):
+        kinds += [index.sort_by(by).values, index.sort_by(by).values.fill_cache_()]
+    transposed = edge_index.flip([0])
+    kinds += [make(transposed, size=size) for make in (to_torch_coo_tensor, to_torch_csr_tensor)]
+    if name == "TransformerConv":  # the only one whose loops PyG does not add to such a matrix
+        kinds.append(to_torch_csc_tensor(transposed, size=size))
+    if WITH_TORCH_SPARSE:
+        kinds.append(SparseTensor.from_edge_index(edge_index, sparse_sizes=size).t())
+    for kind in kinds:
+        out = call(mine.eval(), x, kind)
+        assert_same(mine, theirs, [x], out, expected)
+
+
+def test_a_sparse_matrix_may_hold_the_edge_features():
+    mine, theirs = pair("TransformerConv", {"edge_dim": EDGE_WIDTH})
+    x, edge_index = features(NODES, WIDTH), edges().unique(dim=1).contiguous()
+    edge_attr = torch.randn(edge_index.size(1), EDGE_WIDTH, dtype=torch.float64)
+    matrix = torch.sparse_coo_tensor(edge_index.flip([0]), edge_attr, (NODES, NODES, EDGE_WIDTH)).coalesce()
+    expected = theirs(x, edge_index, edge_attr)
+    torch.testing.assert_close(mine(x, matrix), expected)
+    if WITH_TORCH_SPARSE:
+        matrix = SparseTensor.from_edge_index(edge_index, edge_attr, (NODES, NODES)).t()
+        torch.testing.assert_close(mine(x, matrix), expected)
+
+
+def test_edge_features_with_a_pattern_are_in_the_order_of_its_edge_index():
+    mine, theirs = pair("GATv2Conv", {"edge_dim": EDGE_WIDTH})
+    x, edge_attr, edge_index = features(NODES, WIDTH), features(EDGES, EDGE_WIDTH, seed=2), edges()
+    expected = theirs(x, edge_index, edge_attr)
+    torch.testing.assert_close(mine(x, Neighbors.from_edge_index(edge_index, NODES), edge_attr), expected)
+    pattern = Neighbors.from_edge_index(edge_index, NODES)
+    bare = Neighbors(pattern.rowptr, pattern.col, NODES)  # of no edge_index: in the order of col
+    torch.testing.assert_close(mine(x, bare, pattern.reorder_edges(edge_attr)), expected)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("edge_dim", [None, EDGE_WIDTH])
+def test_attention_weights(name, edge_dim):
+    mine, theirs = pair(name, {"heads": 2, "edge_dim": edge_dim})
+    x, edge_index = features(NODES, WIDTH), edges()
+    edge_attr = None if edge_dim is None else features(EDGES, edge_dim, seed=2)
+    (out, (index, weights)), (expected, (their_index, their_weights)) = (
+        layer(x, edge_index, edge_attr, return_attention_weights=True) for layer in (mine, theirs)
+    )
+    assert torch.equal(index, their_index)
+    assert torch.equal(out, mine(x, edge_index, edge_attr))
+    assert_same(mine, theirs, [x], out, expected)
+    assert_same(mine, theirs, [x], weights, their_weights)
+    pattern = Neighbors.from_edge_index(edge_index, NODES)
+    _, (index, weights) = mine(x, pattern, edge_attr, return_attention_weights=True)
+    assert torch.equal(index, their_index)
+    torch.testing.assert_close(weights, their_weights)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_attention_weights_of_matrices_and_with_dropout(name):
+    mine, theirs = pair(name, {"dropout": 0.5})
+    x, edge_index = features(NODES, WIDTH), edges()
+    out, expected = (call(layer, x, edge_index, return_attention_weights=True) for layer in (mine, theirs))
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)  # PyG's path, its random numbers
+    matrix = to_torch_csr_tensor(edge_index.flip([0]).unique(dim=1), size=(NODES, NODES))
+    out, expected = (layer.eval()(x, matrix, return_attention_weights=True) for layer in (mine, theirs))
+    torch.testing.assert_close(out[0], expected[0])
+    torch.testing.assert_close(out[1][1], expected[1][1])
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv", "SuperGATConv"])
+def test_dropout_is_unbiased_and_only_in_training(name):
+    mine, _ = pair(name, {"dropout": 0.3})
+    x, edge_index = features(NODES, WIDTH).detach(), edges()
+    rest = (edges(seed=3),) if name == "SuperGATConv" else ()  # sampling pairs takes long
+    expected = mine.eval()(x, edge_index, *rest)
+    assert torch.equal(mine(x, edge_index, *rest), expected)
+    mine.train()
+    torch.manual_seed(0)
+    draws = torch.stack([mine(x, edge_index, *rest) for _ in range(400)])
+    assert not torch.equal(draws[0], draws[1])
+    error = (draws.mean(0) - expected) / (draws.std(0) / 400**0.5 + 1e-12)
+    assert error.abs().max() < 5.0
+    torch.manual_seed(0)
+    assert torch.equal(mine(x, edge_index, *rest), draws[0])
+    mine.dropout = 1.0
+    assert torch.isfinite(mine(x, edge_index, *rest)).all()
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv", "SuperGATConv", "PointTransformerConv"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types(name, dtype):
+    exact, _ = pair(name, {})
+    mine = copy.deepcopy(exact).to(dtype)
+    exact = copy.deepcopy(mine).double()  # of the rounded weights
+    x, pos, edge_index = features(NODES, WIDTH).to(dtype), features(NODES, 3, seed=2).to(dtype), edges()
+    more = (pos,) if name == "PointTransformerConv" else ()
+    out = mine(x, *more, edge_index)
+    assert out.dtype == dtype
+    expected = exact(x.double(), *(p.double() for p in more), edge_index)
+    bound = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv", "SuperGATConv", "PointTransformerConv"])
+def test_lazy_channels(name):
+    mine, theirs = pair(name, {}, -1, torch.float32)
+    x, edge_index = features(NODES, WIDTH).float(), edges()
+    torch.testing.assert_close(call_float(mine, x, edge_index), call_float(theirs, x, edge_index), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(p, q) for p, q in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def call_float(layer, x, edge_index):
+    torch.manual_seed(0)
+    pos = (torch.zeros(NODES, 3),) if isinstance(layer, pyg.PointTransformerConv) else ()
+    return layer(x, *pos, edge_index)
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv", "SuperGATConv", "PointTransformerConv"])
+def test_no_edges_and_no_nodes(name):
+    mine, theirs = pair(name, {}, dtype=torch.float32)
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    for nodes in (3, 0):
+        x, pos = torch.randn(nodes, WIDTH), (torch.randn(nodes, 3),) * isinstance(mine, pyg.PointTransformerConv)
+        if nodes or name != "SuperGATConv":  # PyG cannot sample pairs of no nodes
+            torch.testing.assert_close(mine(x, *pos, nothing), theirs(x, *pos, nothing))
+
+
+def test_supergat_loss_is_pygs():
+    for kind in ("MX", "SD"):
+        for ratio in (1.0, 0.6):
+            mine, theirs = pair("SuperGATConv", {"heads": 2, "attention_type": kind, "edge_sample_ratio": ratio})
+            x, edge_index = features(NODES, WIDTH), edges()
+            for absent in (None, edges(seed=3)):
+                call(mine, x, edge_index, absent), call(theirs, x, edge_index, absent)
+                assert torch.equal(mine.att_y, theirs.att_y)
+                losses = mine.get_attention_loss(), theirs.get_attention_loss()
+                torch.testing.assert_close(*losses)
+                found, wanted = (
+                    torch.autograd.grad(loss, [x, layer.lin.weight])
+                    for loss, layer in zip(losses, (mine, theirs), strict=True)
+                )
+                torch.testing.assert_close(found, wanted)
+            assert mine.eval().get_attention_loss() == 0
+
+
+@pytest.mark.parametrize("attn_nn", [None, "perceptron"])
+def test_point_transformer_with_networks(attn_nn):
+    layers = pair("PointTransformerConv", {})
+    x, edge_index = features(NODES, WIDTH), edges()
+    torch.manual_seed(3)
+    networks = [pyg.MLP([3, 8, 4], norm=None), pyg.MLP([4, 8, 4], norm=None) if attn_nn else None]
+    for layer in layers:
+        layer.pos_nn, layer.attn_nn = copy.deepcopy(networks)
+        layer.double()
+    mine, theirs = layers
+    assert_same(mine, theirs, [x], call(mine, x, edge_index), call(theirs, x, edge_index))
+
+
+@pytest.mark.parametrize(("name", "arguments"), PLAIN[::2])
+def test_second_derivatives(name, arguments):
+    mine, theirs = pair(name, arguments)
+    edge_index = edges()
+    found = []
+    for layer in (mine, theirs):
+        x = features(NODES, WIDTH)
+        (grad,) = torch.autograd.grad(call(layer, x, edge_index).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), [x, *layer.parameters()], allow_unused=True))
+    for a, b in zip(*found, strict=True):
+        if b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_nothing_of_the_width_of_messages_is_kept(name):
+    mine, _ = pair(name, {"heads": 2}, dtype=torch.float32)
+    kept = []
+    x, edge_index = features(NODES, WIDTH).float(), torch.randint(0, NODES, (2, 500))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        mine(x, edge_index)
+    per_edge = [shape for shape in kept if shape and shape[0] >= 400]
+    assert per_edge  # the pattern itself
+    assert all(len(shape) == 1 for shape in per_edge)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_static_graph_is_sorted_once(name, monkeypatch):
+    made = []
+    make = Neighbors.from_edge_index.__func__
+    monkeypatch.setattr(Neighbors, "from_edge_index", classmethod(lambda *a: made.append(1) or make(*a)))
+    mine, theirs = pair(name, {})
+    edge_index = edges()
+    for _ in range(3):
+        mine(features(NODES, WIDTH), edge_index)
+    assert len(made) == 1
+    edge_index[0, 5] = (edge_index[0, 5] + 1) % NODES  # in place
+    x = features(NODES, WIDTH)
+    torch.testing.assert_close(mine(x, edge_index), theirs(x, edge_index))
+    assert len(made) == 2
+    entries = len(adjacency._made)
+    del edge_index
+    assert len(adjacency._made) == entries - 1
+
+
+@pytest.mark.parametrize(("name", "arguments"), PLAIN)
+@pytest.mark.parametrize(
+    "hook", ["message_forward", "message_forward_pre", "propagate_forward_pre", "aggregate_forward"]
+)
+def test_hooks_get_pygs_messages(name, arguments, hook):
+    mine, theirs = pair(name, arguments)
+    x, edge_index = features(NODES, WIDTH), edges()
+    before = call(mine, x, edge_index)
+    seen = []
+    handle = getattr(mine, f"register_{hook}_hook")(lambda *a: seen.append(a))
+    after = call(mine, x, edge_index)
+    assert len(seen) == 1
+    assert torch.equal(after, call(theirs, x, edge_index))
+    handle.remove()
+    assert torch.equal(call(mine, x, edge_index), before)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("name", "arguments"), [p for p in PLAIN if p[0] != "SuperGATConv"])
+def test_explainers_mask_messages(name, arguments):
+    mine, theirs = pair(name, arguments)
+    x, edge_index = features(NODES, WIDTH), edges()
+    unmasked = call(mine, x, edge_index)
+    mask = torch.nn.Parameter(features(EDGES, seed=3).detach())
+    for layer in (mine, theirs):
+        set_masks(layer, mask, edge_index, apply_sigmoid=True)
+    out, expected = call(mine, x, edge_index), call(theirs, x, edge_index)
+    assert not torch.allclose(out, unmasked)
+    torch.testing.assert_close(out, expected)
+    mine.explain = False
+    assert torch.equal(call(mine, x, edge_index), unmasked)
+
+
+class Network(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.first = module.GATv2Conv(WIDTH, 4, heads=2)
+        self.second = module.GATConv(8, 3)
+
+    def forward(self, x, edge_index):
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+
+
+@pytest.mark.parametrize("algorithm", [GNNExplainer, AttentionExplainer])
+def test_explainers_run(algorithm):
+    found = []
+    for module in (ours, pyg):
+        torch.manual_seed(0)
+        network = Network(module)
+        settings = {"epochs": 5} if algorithm is GNNExplainer else {}
+        node = {"node_mask_type": "attributes"} if algorithm is GNNExplainer else {}
+        explainer = Explainer(
+            network,
+            algorithm(**settings),
+            explanation_type="model",
+            edge_mask_type="object",
+            model_config={"mode": "multiclass_classification", "task_level": "node", "return_type": "raw"},
+            **node,
+        )
+        torch.manual_seed(1)
+        found.append(
+            explainer(torch.linspace(-1, 1, NODES * WIDTH).view(NODES, WIDTH), edges().unique(dim=1).contiguous())
+        )
+    torch.testing.assert_close(found[0].edge_mask, found[1].edge_mask, rtol=1e-3, atol=1e-4)
+
+
+class Lazy(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.first = module.GATConv((-1, -1), 4, add_self_loops=False)
+        self.second = module.TransformerConv((-1, -1), 3)
+
+    def forward(self, x, edge_index):
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+
+
+def test_to_hetero():
+    metadata = (["a", "b"], [("a", "to", "b"), ("b", "to", "a"), ("a", "next", "a")])
+    x = {"a": torch.randn(5, WIDTH), "b": torch.randn(7, WIDTH + 1)}
+    size = {"a": 5, "b": 7}
+    index = {
+        kind: torch.stack([torch.randint(0, size[kind[0]], (20,)), torch.randint(0, size[kind[2]], (20,))])
+        for kind in metadata[1]
+    }
+    mine, theirs = (to_hetero(Lazy(module), metadata) for module in (ours, pyg))
+    with torch.no_grad():
+        mine(x, index), theirs(x, index)
+    theirs.load_state_dict(mine.state_dict())
+    for kind, out in mine(x, index).items():
+        torch.testing.assert_close(out, theirs(x, index)[kind])
+
+
+def test_subclasses_with_messages_of_their_own():
+    class Doubled(ours.GATConv):
+        def message(self, x_j, alpha):
+            return 2 * super().message(x_j, alpha)
+
+    class Largest(ours.GATConv):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, aggr="max", **kwargs)
+
+    x, edge_index = torch.randn(NODES, WIDTH), edges()
+    doubled = Doubled(WIDTH, 4, bias=False)
+    single = ours.GATConv(WIDTH, 4, bias=False)
+    single.load_state_dict(doubled.state_dict())
+    torch.testing.assert_close(doubled(x, edge_index), 2 * single(x, edge_index))
+    theirs = pyg.GATConv(WIDTH, 4, aggr="max")
+    largest = Largest(WIDTH, 4)
+    theirs.load_state_dict(largest.state_dict())
+    torch.testing.assert_close(largest(x, edge_index), theirs(x, edge_index))
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv"])
+def test_the_other_flow(name):
+    mine, theirs = pair(name, {"flow": "target_to_source"})
+    x, edge_index = features(NODES, WIDTH), edges()
+    assert_same(mine, theirs, [x], mine(x, edge_index), theirs(x, edge_index))
+
+
+@pytest.mark.parametrize(("name", "arguments"), PLAIN[::3])
+def test_copies_and_pickles(name, arguments):
+    mine, _ = pair(name, arguments)
+    mine.eval()  # in training, PyG's SuperGATConv keeps a tensor that cannot be copied
+    x, edge_index = features(NODES, WIDTH), edges()
+    expected = call(mine, x, edge_index)
+    for other in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        assert type(other) is type(mine)
+        assert torch.equal(call(other, x, edge_index), expected)
+
+
+def test_torch_script_compiles_pygs_layer():
+    mine, _ = pair("TransformerConv", {"heads": 2}, dtype=torch.float32)
+    x, edge_index = torch.randn(NODES, WIDTH), edges()
+    scripted = torch.jit.script(torch.nn.ModuleList([mine]))[0]
+    torch.testing.assert_close(scripted(x, edge_index), mine(x, edge_index))
+    traced = torch.jit.trace(mine, (x, edge_index))
+    other = edges(seed=4)
+    torch.testing.assert_close(traced(x, other), mine(x, other))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_torch_compile(name):
+    mine, _ = pair(name, {"heads": 2}, dtype=torch.float32)
+    if hasattr(mine, "add_self_loops"):
+        mine.add_self_loops = False
+    compiled = torch.compile(mine, fullgraph=True, backend="aot_eager")
+    for edge_index in (edges(), edges(seed=2)):
+        x = features(NODES, WIDTH).float().detach().requires_grad_()
+        out, expected = compiled(x, edge_index), mine(x, edge_index)
+        torch.testing.assert_close(out, expected)
+        found, wanted = (torch.autograd.grad(y.square().sum(), x)[0] for y in (out, expected))
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_torch_compile_with_loops(name):
+    mine, _ = pair(name, {"heads": 2}, dtype=torch.float32)
+    compiled = torch.compile(mine, backend="aot_eager")
+    x, edge_index = torch.randn(NODES, WIDTH), edges()
+    torch.testing.assert_close(compiled(x, edge_index), mine(x, edge_index))
+
+
+def test_autocast():
+    mine, theirs = pair("GATv2Conv", {"heads": 2}, dtype=torch.float32)
+    x, edge_index = torch.randn(NODES, WIDTH), edges()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(mine(x, edge_index).float(), theirs(x, edge_index).float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_errors_name_what_is_wrong(name):
+    mine, _ = pair(name, {}, dtype=torch.float32)
+    x, edge_index = torch.randn(NODES, WIDTH), edges()
+    with pytest.raises(ValueError, match=r"edge_index\[0\] must be in \[0, 12\)"):
+        mine(x, edge_index + 8)
+    with pytest.raises(ValueError, match="integers"):
+        mine(x, edge_index.float())
+    with pytest.raises(ValueError, match=r"expected edge_index \[2, E\]"):
+        mine(x, edge_index[:1])
+    with pytest.raises(ValueError, match="12 queries and 12 keys"):
+        mine(x, Neighbors.from_edge_index(edge_index % 5, 5))
+    with pytest.raises(TypeError, match="Neighbors"):
+        mine(x, [[0], [1]])

@@ -1,0 +1,23 @@
+"""A plugin of pytest that puts geoattn's layers into the place of PyG's, to run PyG's own tests on them.
+
+git clone https://github.com/pyg-team/pytorch_geometric --branch 2.8.0.post1
+python -m pytest -p tests.pyg_in_place -c pytorch_geometric/pyproject.toml pytorch_geometric/test/nn/conv/test_gat_conv.py
+"""
+
+import sys
+
+import torch_geometric.nn
+
+import geoattn.nn.graph
+from geoattn.nn.graph._drop_in import DropIn
+
+LAYERS = [x for x in vars(geoattn.nn.graph).values() if isinstance(x, type) and issubclass(x, DropIn)]
+
+for module in [module for name, module in sys.modules.items() if name.startswith("torch_geometric.")]:
+    for layer in LAYERS:
+        if getattr(module, layer.__name__, None) is layer.peer and module.__name__ != layer.peer.__module__:
+            setattr(module, layer.__name__, layer)
+
+
+def pytest_report_header():
+    return f"geoattn's in place of PyG's: {', '.join(layer.__name__ for layer in LAYERS)}"
