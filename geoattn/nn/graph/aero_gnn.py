@@ -134,7 +134,7 @@ class AEROGNN(nn.Module):
         z = h * self._hop_attention(0, h)
         for k in range(1, self.num_hops + 1):
             seen = z * math.log(self.lambd / k + 1 + 1e-6)
-            h = weighted_sum(_edge_attention(seen, self.atts[k - 1].to(h.dtype), pattern), h, pattern)
+            h = weighted_sum(_edge_attention(seen, self.atts[k - 1][0].to(h.dtype), pattern), h, pattern)
             z = z + h * self._hop_attention(k, torch.cat([h, seen], -1))
         return z
 
@@ -150,7 +150,7 @@ class AEROGNN(nn.Module):
 
 
 def _edge_attention(z: Tensor, att: Tensor, pattern: Neighbors) -> Tensor:
-    """Normalised attention ``[E, H]``."""
+    """Normalised attention ``[E, H]`` of ``z`` ``[N, H, d]`` with vectors ``[H, d]``."""
     row, col = pattern.row.long(), pattern.col.long()
     if torch.compiler.is_compiling():
         score = _score(z, att, row, col)
@@ -167,13 +167,13 @@ def _mixed(z: Tensor, row: Tensor, col: Tensor) -> Tensor:
 
 
 def _score(z: Tensor, att: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    return (_mixed(z, row, col) * att).sum(-1)
+    return torch.einsum("ehd,hd->eh", _mixed(z, row, col), att)
 
 
 class _Score(torch.autograd.Function):
     """`_score` ``[E, H]`` that keeps no vector per edge: they are made again in the backward pass.
 
-    By hand, because that makes up for the time which the second making takes.
+    By hand, so that it takes about as long as the plain formula does.
     """
 
     @staticmethod
@@ -184,15 +184,21 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, att, row, col = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *differentiable(_score, ctx.saved_tensors, ctx.needs_input_grad[:4], grad), None
-        grad_z, grad_att = torch.zeros_like(z), torch.zeros_like(att)
-        parts = (x.split(ctx.size) for x in (row, col, grad.unsqueeze(-1)))
-        for i, j, part in zip(*parts, strict=True):
-            mixed = _mixed(z, i, j)
-            grad_att += (mixed * part).sum(0)
-            slope = mixed.clamp_(max=0).add_(1).mul_(part)  # of ELU, from its values
-            add_rows(grad_z, i, slope)
-            add_rows(grad_z, j, slope)
-        return grad_z * att, grad_att, None, None, None
+        z = ctx.saved_tensors[0]
+        with torch.autocast(z.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                return *differentiable(_score, ctx.saved_tensors, ctx.needs_input_grad[:4], grad), None
+            return *_score_gradients(*ctx.saved_tensors, grad, ctx.size), None, None, None
+
+
+def _score_gradients(
+    z: Tensor, att: Tensor, row: Tensor, col: Tensor, grad: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    grad_z, grad_att = torch.zeros_like(z), torch.zeros_like(att)
+    for i, j, part in zip(row.split(size), col.split(size), grad.split(size), strict=True):
+        mixed = _mixed(z, i, j)
+        grad_att += torch.einsum("ehd,eh->hd", mixed, part)
+        slope = mixed.clamp_(max=0).add_(1).mul_(part.unsqueeze(-1))  # of ELU, from its values
+        add_rows(grad_z, i, slope)
+        add_rows(grad_z, j, slope)
+    return grad_z * att, grad_att
