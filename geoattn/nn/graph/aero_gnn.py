@@ -184,11 +184,11 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z = ctx.saved_tensors[0]
+        z, att, row, col = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
             if torch.is_grad_enabled():
-                return *differentiable(_score, ctx.saved_tensors, ctx.needs_input_grad[:4], grad), None
-            return *_score_gradients(*ctx.saved_tensors, grad, ctx.size), None, None, None
+                return *differentiable(_score, (z, att, row, col), ctx.needs_input_grad[:4], grad), None
+            return *_score_gradients(z, att, row, col, grad, ctx.size), None, None, None
 
 
 def _score_gradients(
