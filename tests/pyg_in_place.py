@@ -1,12 +1,11 @@
 """A plugin of pytest that puts geoattn's layers into the place of PyG's, to run PyG's own tests on them.
 
-git clone https://github.com/pyg-team/pytorch_geometric --branch 2.8.0.post1
-python -m pytest -p tests.pyg_in_place -c pytorch_geometric/pyproject.toml pytorch_geometric/test/nn/conv/test_gat_conv.py
+Clone github.com/pyg-team/pytorch_geometric at 2.8.0.post1 to ``PYG``, and run
+
+    python -m pytest -p tests.pyg_in_place -c PYG/pyproject.toml PYG/test/nn/conv/test_gat_conv.py ...
 """
 
 import sys
-
-import torch_geometric.nn
 
 import geoattn.nn.graph
 from geoattn.nn.graph._drop_in import DropIn

@@ -192,7 +192,7 @@ class TwoHopLoader(NodeLoader):
     Example:
         >>> import torch
         >>> from torch_geometric.data import Data
-        >>> from geoattn.data.two_hop import HopFeatures, TwoHopLoader
+        >>> from geoattn.data import HopFeatures, TwoHopLoader
         >>> data = Data(x=torch.randn(5, 8), edge_index=torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]]))
         >>> loader = TwoHopLoader(HopFeatures()(data), num_neighbors=3, batch_size=2)
         >>> next(iter(loader)).edge_index.shape

@@ -26,6 +26,7 @@ from geoattn.geometry.mesh import (
     vertex_areas,
     vertex_normals,
 )
+from geoattn.geometry.rotations import wigner_d
 from geoattn.geometry.spectral import (
     biharmonic_embedding,
     eigenbasis,
@@ -67,4 +68,5 @@ __all__ = [
     "vertex_adjacency",
     "vertex_areas",
     "vertex_normals",
+    "wigner_d",
 ]

@@ -1,7 +1,17 @@
 """Who attends to whom."""
 
 from geoattn.patterns.adjacency import Adjacency, as_neighbors
+from geoattn.patterns.augment import dilated, global_nodes, random_edges, union
 from geoattn.patterns.neighbors import Neighbors
 from geoattn.patterns.windows import Windows
 
-__all__ = ["Adjacency", "Neighbors", "Windows", "as_neighbors"]
+__all__ = [
+    "Adjacency",
+    "Neighbors",
+    "Windows",
+    "as_neighbors",
+    "dilated",
+    "global_nodes",
+    "random_edges",
+    "union",
+]

@@ -6,7 +6,7 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from geoattn.data.two_hop import HopFeatures, TwoHopLoader, TwoHopSampler
+from geoattn.data import HopFeatures, TwoHopLoader, TwoHopSampler
 from geoattn.patterns import as_neighbors
 
 NODES = 24

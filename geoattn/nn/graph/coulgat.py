@@ -51,7 +51,7 @@ class CoulGATConv(nn.Module):
 
     Example:
         >>> import torch
-        >>> from geoattn.nn.graph.coulgat import CoulGATConv
+        >>> from geoattn.nn.graph import CoulGATConv
         >>> x, adj = torch.randn(8, 29, 20), torch.rand(8, 29, 29) + 0.1
         >>> first, second = (CoulGATConv(20, 4, num_nodes=29, heads=5, act=None) for _ in range(2))
         >>> (x + second(first(x.relu(), adj).relu(), adj)).shape  # a residual block

@@ -155,7 +155,7 @@ class GravNetNorm(nn.Module):
 
     Example:
         >>> import torch
-        >>> from geoattn.nn.graph.gravnet_norm import GravNetNorm
+        >>> from geoattn.nn.graph import GravNetNorm
         >>> batch = torch.tensor([0] * 30 + [1] * 40)
         >>> GravNetNorm(21)(torch.randn(70, 21), batch).shape
         torch.Size([2, 1])

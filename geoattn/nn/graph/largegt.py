@@ -320,7 +320,7 @@ class LargeGT(nn.Module):
     Example:
         >>> import torch
         >>> from torch_geometric.data import Data
-        >>> from geoattn.data.two_hop import HopFeatures, TwoHopLoader
+        >>> from geoattn.data import HopFeatures, TwoHopLoader
         >>> from geoattn.nn.graph.largegt import LargeGT
         >>> edge_index = torch.randint(0, 100, (2, 400))
         >>> data = HopFeatures()(Data(x=torch.randn(100, 8), pos_enc=torch.randn(100, 64), edge_index=edge_index))

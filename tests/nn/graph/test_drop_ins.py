@@ -1,4 +1,4 @@
-"""The layers that PyG also has, against PyG's: parameters, numbers, gradients, and everything that asks for messages."""
+"""The layers that PyG also has, against PyG's: parameters, numbers, gradients, and what asks for messages."""
 
 import copy
 import pickle

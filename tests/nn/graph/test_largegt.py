@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from geoattn.data.two_hop import HopFeatures, TwoHopLoader
+from geoattn.data import HopFeatures, TwoHopLoader
 from geoattn.nn.graph.largegt import CodebookAttention, EMACodebook, LargeGT, LargeGTLayer, LargeGTLocal
 
 NODES, CHANNELS, G, K = 60, 5, 4, 7
