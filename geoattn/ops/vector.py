@@ -7,11 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from geoattn.ops.backends import cpu, vector_recomputed, vector_reference
-from geoattn.ops.backends.choose import forced
+from geoattn.ops.backends import vector_recomputed, vector_reference
+from geoattn.ops.backends.choose import choose_simple, forced
 from geoattn.patterns import Neighbors
-
-_BACKENDS = ("cpu", "torch", "reference")
 
 
 def vector_attend(
@@ -78,7 +76,7 @@ def vector_attend(
     """
     key_position = position if key_position is None else key_position
     _check(query, key, value, pattern, position, key_position, dropout)
-    backend = _backend(query.device)
+    backend = choose_simple(forced(), query, "vector attention")
     if (
         backend != "reference"
         and not dropout
@@ -91,18 +89,6 @@ def vector_attend(
         inputs = vector_recomputed.Inputs(query, key, value, position, key_position)
         return vector_recomputed.forward(inputs, pattern, pos_nn, attn_nn, backend)
     return vector_reference.forward(query, key, value, position, key_position, pattern, pos_nn, attn_nn, dropout)
-
-
-def _backend(device: torch.device) -> str:
-    """Name of the one that runs."""
-    name = forced()
-    if name is None:
-        return "cpu" if device.type == "cpu" and cpu.library() is not None else "torch"
-    if name not in _BACKENDS:
-        raise RuntimeError(f"backend {name!r} has no vector attention; force one of {', '.join(_BACKENDS)}")
-    if name == "cpu" and (cpu.library() is None or device.type != "cpu"):
-        raise RuntimeError(f"backend 'cpu' was asked for, but {cpu.unavailable() or f'the tensors are on {device}'}")
-    return name
 
 
 def _check(

@@ -27,6 +27,7 @@ class DropIn(MessagePassing):
     """
 
     peer: ClassVar[type[MessagePassing]]  # PyG's layer
+    aggregations: ClassVar[tuple[Any, ...]] = ("add", "sum")  # those it has kernels for
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -42,7 +43,7 @@ class DropIn(MessagePassing):
         """Whether PyG's own path must run."""
         return (
             bool(self.explain)
-            or self.aggr not in ("add", "sum")
+            or self.aggr not in self.aggregations
             or self.flow != "source_to_target"
             or any(getattr(self, f"_{name}_forward{when}hooks") for name in _HOOKS for when in ("_", "_pre_"))
             or any(getattr(type(self), name, None) is not getattr(self.peer, name, None) for name in _OVERRIDABLE)

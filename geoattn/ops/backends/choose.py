@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from torch import Tensor
+
 from geoattn.ops.backends import chunked, cpu, reference, torch_scatter, triton
 from geoattn.ops.backends.problem import Problem
 
@@ -82,3 +84,22 @@ def choose(problem: Problem, name: str | None) -> ModuleType:
         if BACKENDS[preferred].unavailable(problem) is None:
             return BACKENDS[preferred]
     return BACKENDS["torch"]
+
+
+def choose_simple(name: str | None, x: Tensor, what: str) -> str:
+    """Name of the backend that runs ``what``, an operator of which there are "cpu", "torch" and "reference" only.
+
+    Args:
+        name: The backend that was asked for, if any.
+        x: One of the tensors it runs on.
+        what: For the error, in the plural.
+
+    Raises:
+        RuntimeError: If the backend that was asked for cannot run it.
+    """
+    if name not in ("cpu", "torch", "reference", None):
+        raise RuntimeError(f"backend {name!r} has no {what}; force one of cpu, torch, reference")
+    reason = cpu.unavailable(x)
+    if name == "cpu" and reason is not None:
+        raise RuntimeError(f"backend 'cpu' was asked for, but {reason}")
+    return name or ("torch" if reason else "cpu")

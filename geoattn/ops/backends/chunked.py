@@ -82,7 +82,7 @@ class _Matrix:
 
     def per_edge(self, x: Tensor, out: Tensor) -> Tensor:
         """Writes for every edge what stands in ``x`` for its row."""
-        for rows, edges in _slices(self.rowptr, _EDGES_AT_A_TIME):
+        for rows, edges in slices(self.rowptr, _EDGES_AT_A_TIME):
             degree = self.rowptr[rows.start : rows.stop + 1].diff()
             row = torch.repeat_interleave(degree, output_size=edges.stop - edges.start)
             torch.index_select(x[rows], 0, row, out=out[edges])
@@ -210,13 +210,18 @@ def _backward_sparse(
 
 
 def _chunks(problem: Problem) -> Iterator[tuple[slice, slice]]:
-    """`_slices` that fit the cache."""
+    """`slices` that fit the cache."""
     query, value = problem.query, problem.value
     widest = query.size(1) * max(query.size(2), value.size(2), 1)
-    return _slices(problem.rowptr, max(_CHUNK.get(query.device.type, _CHUNK_ELSEWHERE) // widest, 1))
+    return slices(problem.rowptr, max(numbers_per_chunk(query.device) // widest, 1))
 
 
-def _slices(rowptr: Tensor, edges: int) -> Iterator[tuple[slice, slice]]:
+def numbers_per_chunk(device: torch.device) -> int:
+    """Numbers in the largest temporary of a chunk."""
+    return _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
+
+
+def slices(rowptr: Tensor, edges: int) -> Iterator[tuple[slice, slice]]:
     """Slices of rows, and of their edges: whole rows, of so many edges at most (but always one row)."""
     rowptr = rowptr.cpu()
     begin, count = 0, rowptr.numel() - 1

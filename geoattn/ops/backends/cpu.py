@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
 from geoattn.patterns.visits import Visits
 
-_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 _INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
 
 
@@ -37,14 +38,15 @@ def function(name: str) -> Callable[..., int]:
     return getattr(found, f"{name}_{wanted}", None) or getattr(found, f"{name}_base")
 
 
-def unavailable(problem: Problem | None = None) -> str | None:
-    """Why the kernels cannot run (``problem``), in a sentence; None if they can."""
+def unavailable(problem: Problem | Tensor | None = None) -> str | None:
+    """Why the kernels cannot run (a problem, or on tensors like this one), in a sentence; None if they can."""
     if library() is None:
         return "the CPU kernels were not built; install a C++ compiler, then `pip install --force-reinstall geoattn`"
-    if problem is not None and problem.query.device.type != "cpu":
-        return f"the CPU kernels do not run on {problem.query.device.type}"
-    if problem is not None and problem.query.dtype not in _DTYPES:
-        return f"the CPU kernels do not take {problem.query.dtype}"
+    x = problem.query if isinstance(problem, Problem) else problem
+    if x is not None and x.device.type != "cpu":
+        return f"the CPU kernels do not run on {x.device.type}"
+    if x is not None and x.dtype not in DTYPES:
+        return f"the CPU kernels do not take {x.dtype}"
     return None
 
 
@@ -57,7 +59,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     query, heads = problem.query, problem.query.size(1)
     out = query.new_empty(query.size(0), heads, problem.value.size(2))
     lse = query.new_empty(query.size(0), heads, dtype=problem.sum_dtype)
-    _run("geoattn_attend_forward", _call(problem, out, lse))
+    run("geoattn_attend_forward", _call(problem, out, lse))
     return out, lse
 
 
@@ -80,20 +82,20 @@ def backward(
         grads[name] = torch.empty_like(getattr(problem, name), memory_format=torch.contiguous_format)
     call = _call(problem, out, lse)
     grad_out = grad_out if grad_out.stride(2) == 1 else grad_out.contiguous()
-    call.grad_out, call.grad_out_stride = grad_out.data_ptr(), _strides(grad_out)
+    call.grad_out, call.grad_out_stride = grad_out.data_ptr(), strides(grad_out)
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
         call.grad_lse = grad_lse.data_ptr()
     if transpose is not None:
-        call.columns = _visits(transpose.visits or Visits(transpose.rowptr, transpose.row, transpose.order, None))
+        call.columns = c_visits(transpose.visits or Visits(transpose.rowptr, transpose.row, transpose.order, None))
     for name, grad in grads.items():
         setattr(call, f"grad_{name}", grad.data_ptr())
-    _run("geoattn_attend_backward", call)
+    run("geoattn_attend_backward", call)
     return Gradients(**grads)
 
 
-class _Visits(ctypes.Structure):
-    """Mirrors ``Visits`` in csrc/simd_attend.cpp."""
+class CVisits(ctypes.Structure):
+    """Mirrors ``Visits`` in csrc/simd_walk.h."""
 
     _fields_ = [*[(name, ctypes.c_void_p) for name in ("ptr", "node", "edge", "row")], ("wide", ctypes.c_int64)]
 
@@ -105,13 +107,13 @@ class _Call(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in ("queries", "keys", "edges", "heads", "key_heads", "dim", "width")],
         *[(name, ctypes.c_void_p) for name in ("query", "key", "value")],
         *[(f"{name}_stride", ctypes.c_int64 * 2) for name in ("query", "key", "value")],
-        ("rows", _Visits),
+        ("rows", CVisits),
         *[(name, ctypes.c_void_p) for name in ("bias", "log_weight", "edge_key", "edge_value", "att")],
         *[(f"{name}_heads", ctypes.c_int64) for name in ("bias", "weight", "edge_key", "edge_value")],
         *[(name, ctypes.c_double) for name in ("scale", "negative_slope", "dropout")],
         ("seed", ctypes.c_uint64),
         *[(name, ctypes.c_void_p) for name in ("out", "lse")],
-        ("columns", _Visits),
+        ("columns", CVisits),
         *[(name, ctypes.c_void_p) for name in ("grad_out", "grad_lse")],
         ("grad_out_stride", ctypes.c_int64 * 2),
         *[(f"grad_{name}", ctypes.c_void_p) for name in Gradients._fields],
@@ -132,17 +134,17 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
         query=query.data_ptr(),
         key=key.data_ptr(),
         value=value.data_ptr(),
-        query_stride=_strides(query),
-        key_stride=_strides(key),
-        value_stride=_strides(value),
-        rows=_visits(problem.visits or Visits(rowptr, col, None, None)),
+        query_stride=strides(query),
+        key_stride=strides(key),
+        value_stride=strides(value),
+        rows=c_visits(problem.visits or Visits(rowptr, col, None, None)),
         scale=problem.scale,
         negative_slope=problem.negative_slope,
         dropout=problem.dropout,
         seed=0 if problem.seed is None else int(problem.seed),
         out=out.data_ptr(),
         lse=lse.data_ptr(),
-        dtype=_DTYPES.index(query.dtype),
+        dtype=DTYPES.index(query.dtype),
         threads=torch.get_num_threads(),
     )
     for name, heads in (
@@ -160,15 +162,22 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
     return call
 
 
-def _visits(visits: Visits) -> _Visits:
-    return _Visits(*[None if x is None else x.data_ptr() for x in visits], visits.rowptr.dtype == torch.int64)
+def c_visits(visits: Visits) -> CVisits:
+    """Of contiguous tensors."""
+    return CVisits(*[None if x is None else x.data_ptr() for x in visits], visits.rowptr.dtype == torch.int64)
 
 
-def _strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:
+def strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    """Of the first two dimensions."""
     return (ctypes.c_int64 * 2)(x.stride(0), x.stride(1))
 
 
-def _run(name: str, call: _Call) -> None:
+def run(name: str, call: Any) -> None:
+    """Call the kernel ``name`` on a structure that counts queries, keys and edges.
+
+    Raises:
+        IndexError: If the pattern is not one of so many.
+    """
     error = function(name)(ctypes.byref(call))
     if error == 1:
         raise IndexError(f"the pattern names a key outside [0, {call.keys}) or a query outside [0, {call.queries})")

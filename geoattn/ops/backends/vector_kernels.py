@@ -121,9 +121,9 @@ class TorchKernels:
         if of_query is not None:
             of_query[rows.begin : rows.end] = rows.sum(of_relation)
         if of_key is not None:
-            _add_at(of_key, rows.col, of_relation, -1)
+            add_at(of_key, rows.col, of_relation, -1)
         if of_value is not None:
-            _add_at(of_value, rows.col, message, 1)
+            add_at(of_value, rows.col, message, 1)
 
     def collect_positions(  # noqa: D102
         self, rows: Rows, of_offset: Tensor, of_position: Tensor | None, of_key_position: Tensor | None
@@ -131,7 +131,7 @@ class TorchKernels:
         if of_position is not None:
             of_position[rows.begin : rows.end] = rows.sum(of_offset)
         if of_key_position is not None:
-            _add_at(of_key_position, rows.col, of_offset.to(of_key_position.dtype), -1)
+            add_at(of_key_position, rows.col, of_offset.to(of_key_position.dtype), -1)
 
     def _softmax(self, rows: Rows, score: Tensor) -> Tensor:
         if rows.uniform:
@@ -141,7 +141,7 @@ class TorchKernels:
         return vector_reference.softmax(score, rows.row, rows.end - rows.begin)
 
 
-def _add_at(target: Tensor, index: Tensor, x: Tensor, sign: int) -> None:
+def add_at(target: Tensor, index: Tensor, x: Tensor, sign: int) -> None:
     """``target[index] += sign * x``, in one order run after run: on a GPU `index_add_` has none."""
     x = x if sign == 1 else x.neg()  # not `alpha`, with which `index_add_` takes four times as long
     if target.device.type == "cpu":

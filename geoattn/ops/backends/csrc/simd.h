@@ -284,6 +284,23 @@ INLINE void store_part(float* p, Vec<float> x, int n) {
 }
 #endif
 
+// The first n <= W elements.
+template <class A>
+INLINE Vec<A> load_n(const A* p, int n) {
+  return n == kWidth<A> ? load(p) : load_part(p, n);
+}
+template <class A>
+INLINE void store_n(A* p, Vec<A> x, int n) {
+  n == kWidth<A> ? store(p, x) : store_part(p, x, n);
+}
+// body(c, n) for [begin, end) cut into vectors of n lanes.
+template <class A, class Body>
+INLINE void lanes(int64_t begin, int64_t end, const Body& body) {
+  int64_t c = begin;
+  for (; c + kWidth<A> <= end; c += kWidth<A>) body(c, kWidth<A>);
+  if (c < end) body(c, static_cast<int>(end - c));
+}
+
 // N vectors of a row at once, in an order of its own: of bfloat16, two vectors are the even and the odd elements of as
 // many, because it takes no shuffle to read them so. Whoever keeps sums in this order turns others into it.
 template <class T, int N>

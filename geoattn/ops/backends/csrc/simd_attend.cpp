@@ -14,14 +14,12 @@
 
 #include "parallel.h"
 #include "simd.h"
-#include "simd_walk.h"
+#include "simd_row.h"
 
 namespace GEOATTN_NAMESPACE {
 using geoattn::parallel_blocks;
 
 namespace {
-
-constexpr int64_t kStream = 16 << 20;  // bytes from which a result is written around the cache
 
 // Mirrors geoattn.ops.backends.cpu._Call field by field. Strides are in elements; null is absent.
 struct Call {
@@ -87,10 +85,6 @@ struct Attention {
   // Where a head of a query finds what is its own: bytes into a row, or for the last two numbers.
   std::vector<int64_t> in_key, in_value, in_query, in_grad_out, in_edge_key, in_edge_value, in_bias, in_weight;
 
-  static const T* row_of(const void* p, const int64_t* stride, int64_t i) {
-    return static_cast<const T*>(p) + i * stride[0];
-  }
-
   // Vectors that the scores of a tile take.
   static INLINE int vectors(const Tile& tile) { return (tile.count * P + W - 1) / W; }
 
@@ -119,24 +113,13 @@ struct Attention {
             in_grad_out};
   }
 
-  // Prefetches a row that will be needed after those of a batch.
-  static INLINE void prefetch_own(const void* p, const int64_t* stride, int64_t heads, int64_t length, int64_t i) {
-    prefetch(row_of(p, stride, i), ((heads - 1) * stride[1] + length) * kItem);
-  }
-
   // A row with a head for every head of a query, [padded, length]: where it lies, if it lies so, or else copied.
   INLINE const A* own(const void* p, const int64_t* stride, int64_t i, const std::vector<int64_t>& head, int64_t length,
                       A* to) const {
-    const T* row = row_of(p, stride, i);
+    const T* row = row_of<T>(p, stride, i);
     if constexpr (std::is_same_v<T, A>)
       if (padded == G && stride[1] == length) return row;
-    A* x = to;
-    for (int64_t h = 0; h < H; ++h, x += length) {
-      const T* from = row + head[h] / kItem;
-      int64_t d = 0;
-      for (; d + W <= length; d += W) store(x + d, load(from + d));
-      for (; d < length; ++d) x[d] = static_cast<A>(from[d]);
-    }
+    copy_heads(row, head.data(), H, length, to);
     return to;
   }
   // Sums heads of queries that share one of keys, in place: [H, length] to [G, length].
@@ -151,38 +134,6 @@ struct Attention {
       }
     }
   }
-  // A result, [rows, heads, length], and what sums are multiplied by before they are written to it. The first `direct`
-  // heads of a row get there from registers, the others by way of the buffer they are summed in.
-  struct Target {
-    T* at;
-    int64_t heads, length, direct;
-    A by;
-    bool stream;  // large enough to drive everything else from the cache, and aligned
-
-    Target(void* p, int64_t count, int64_t heads_, int64_t length_, int64_t whole, A by_)
-        : at(static_cast<T*>(p)), heads(heads_), length(length_), direct(length_ % W ? 0 : whole), by(by_) {
-      const int64_t bytes = heads * length * static_cast<int64_t>(sizeof(T));
-      stream = count * bytes >= kStream && (reinterpret_cast<int64_t>(p) | bytes) % kBytes == 0;
-    }
-    INLINE T* row(int64_t i) const { return at + i * heads * length; }
-    // Where a tile's part of the block of heads at h is added; more of it may have been added or be to follow.
-    INLINE Into<T> into(const Tile& tile, A* sum, int64_t h, bool begun, bool ended) const {
-      A* part = sum + h * length;
-      const bool complete = ended && tile.last && h + P <= direct;
-      return {begun || !tile.first ? part : nullptr, part, complete ? row(tile.row) + h * length : nullptr, by, stream};
-    }
-    // At the end of a row.
-    INLINE void write_rest(int64_t i, const A* sum) const {
-      T* to = row(i);
-      int64_t d = direct * length;
-      if (stream)
-        for (; d + W <= heads * length; d += W) store<true>(to + d, load(sum + d) * by);
-      for (; d + W <= heads * length; d += W) store(to + d, load(sum + d) * by);
-      for (; d < heads * length; ++d) to[d] = static_cast<T>(sum[d] * by);
-    }
-  };
-  static int64_t grain(int64_t count) { return std::clamp<int64_t>(count / 64, 16, 512); }
-
   // The rows that a tile gathers, from the block of heads at h on.
   static INLINE Rows<T> rows_at(const Side& side, const Tile& tile, int64_t h) {
     return {side.at, side.at_stride[0] * kItem, tile.node, &side.in_at[h]};
@@ -287,7 +238,7 @@ struct Attention {
 
   int forward() {
     const Side side = along_rows();
-    const Target out(call.out, call.queries, H, C, H / P * P, 1);
+    const Target<T, P> out(call.out, call.queries, H, C, H / P * P, 1);
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> query(padded * D), sum(padded * C), score(kBatch * blocks * kScores);
       // Of the row: per block of heads, repeated to fill a vector.
@@ -296,7 +247,7 @@ struct Attention {
       Buffer<A> top(kBatch * blocks * P + W), total(kBatch * blocks * P + W), shrink(kBatch * blocks * P + W);
       side.walk.batches(from, to, [&](Batch& batch) {
         for (const Tile& tile : batch) {
-          prefetch_own(call.query, call.query_stride, H, D, tile.row_ahead);
+          prefetch_row<T>(call.query, call.query_stride, H, D, tile.row_ahead);
           const A* q = own(call.query, call.query_stride, tile.row, in_query, D, query);
           A* to_score = score + batch.index(tile) * blocks * kScores;
           for (int64_t h = 0; h < padded; h += P, to_score += kScores)
@@ -449,7 +400,7 @@ struct Attention {
   // grad_out . out in the heads of a block, before a row's tiles have all been seen.
   NOINLINE void delta_from_out(int64_t i, int64_t h, A* to) const {
     for (int64_t p = 0; p < P && h + p < H; ++p) {
-      const T* grad = row_of(call.grad_out, call.grad_out_stride, i) + (h + p) * call.grad_out_stride[1];
+      const T* grad = row_of<T>(call.grad_out, call.grad_out_stride, i) + (h + p) * call.grad_out_stride[1];
       const T* out = static_cast<const T*>(call.out) + (i * H + h + p) * C;
       A sum = 0;
       for (int64_t c = 0; c < C; ++c) sum += static_cast<A>(grad[c]) * static_cast<A>(out[c]);
@@ -459,7 +410,8 @@ struct Attention {
 
   void along_queries() {
     const Side side = along_rows();
-    const Target grad_query(call.grad_query, call.queries, H, D, call.att ? 0 : H / P * P, call.att ? A(1) : scale);
+    const Target<T, P> grad_query(call.grad_query, call.queries, H, D, call.att ? 0 : H / P * P,
+                                  call.att ? A(1) : scale);
     const int64_t step = grain(call.queries);
     std::vector<A> att_parts;  // one sum per block of rows, so that its order does not depend on threads
     if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * padded * D);
@@ -472,8 +424,8 @@ struct Attention {
         const A *queries[kBatch], *grads[kBatch];
         for (const Tile& tile : batch) {
           const int t = batch.index(tile);
-          prefetch_own(call.query, call.query_stride, H, D, tile.row_ahead);
-          prefetch_own(call.grad_out, call.grad_out_stride, H, C, tile.row_ahead);
+          prefetch_row<T>(call.query, call.query_stride, H, D, tile.row_ahead);
+          prefetch_row<T>(call.grad_out, call.grad_out_stride, H, C, tile.row_ahead);
           queries[t] = own(call.query, call.query_stride, tile.row, in_query, D, query + t * padded * D);
           grads[t] = own(call.grad_out, call.grad_out_stride, tile.row, in_grad_out, C, grad + t * padded * C);
           for (int64_t k = 0; k < blocks; ++k) {
@@ -573,8 +525,8 @@ struct Attention {
   void along_keys() {
     const Side side = along_transpose();
     const int64_t whole = G == H ? H / P * P : 0;  // heads that have a key and a value of their own
-    const Target grad_key(call.grad_key, call.keys, G, D, call.att ? 0 : whole, call.att ? A(1) : scale);
-    const Target grad_value(call.grad_value, call.keys, G, C, whole, 1);
+    const Target<T, P> grad_key(call.grad_key, call.keys, G, D, call.att ? 0 : whole, call.att ? A(1) : scale);
+    const Target<T, P> grad_value(call.grad_value, call.keys, G, C, whole, 1);
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> key(kBatch * padded * D), value(kBatch * padded * C), sum_key(padded * D), sum_value(padded * C),
           sum_weight(padded), score(kBatch * blocks * kScores), upstream(kBatch * blocks * kScores);
@@ -583,8 +535,8 @@ struct Attention {
         const A *keys[kBatch], *values[kBatch];
         for (const Tile& tile : batch) {
           const int t = batch.index(tile);
-          prefetch_own(call.key, call.key_stride, G, D, tile.row_ahead);
-          prefetch_own(call.value, call.value_stride, G, C, tile.row_ahead);
+          prefetch_row<T>(call.key, call.key_stride, G, D, tile.row_ahead);
+          prefetch_row<T>(call.value, call.value_stride, G, C, tile.row_ahead);
           keys[t] = own(call.key, call.key_stride, tile.row, in_key, D, key + t * padded * D);
           values[t] = own(call.value, call.value_stride, tile.row, in_value, C, value + t * padded * C);
           for (int b = 0; b < tile.count; ++b)
@@ -669,33 +621,11 @@ struct Attention {
   }
 };
 
-template <class T, int P>
-int run(const Call& call, bool backward) {
-  Attention<T, P> attention(call);
-  return backward ? attention.backward() : attention.forward();
-}
-
-template <class T>
-int run(const Call& call, bool backward) {
-  constexpr int W = kWidth<Sum<T>>;
-  // What is not float32 or bfloat16 is not worth the code.
-  constexpr bool kMany = std::is_same_v<T, float> || std::is_same_v<T, bf16>;
-  if (call.heads == 1 || !kMany) return run<T, 1>(call, backward);
-  if constexpr (kMany) {
-    if (call.heads == 2) return run<T, 2>(call, backward);
-    if (call.heads <= 4) return run<T, 4>(call, backward);
-    return run<T, std::min(8, W)>(call, backward);
-  }
-}
-
 int dispatch(const Call& call, bool backward) {
-  switch (call.dtype) {
-    case 0: return run<float>(call, backward);
-    case 1: return run<double>(call, backward);
-    case 2: return run<bf16>(call, backward);
-    case 3: return run<f16>(call, backward);
-    default: return -1;
-  }
+  return for_type_and_heads(call.dtype, call.heads, [&](auto type, auto heads) {
+    Attention<decltype(type), heads> attention(call);
+    return backward ? attention.backward() : attention.forward();
+  });
 }
 
 }  // namespace

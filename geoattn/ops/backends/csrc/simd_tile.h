@@ -301,6 +301,18 @@ void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, 
   }
 }
 
+// work(N): which of the functions for rows of N full vectors, or 0 of any, suits a length.
+template <class T, class Work>
+auto for_length(int64_t length, const Work& work) {
+  constexpr int W = kWidth<Sum<T>>;
+  if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bf16>) {
+    if (length == W) return work(std::integral_constant<int, 1>{});
+    if (length == 2 * W) return work(std::integral_constant<int, 2>{});
+    if (length == 4 * W) return work(std::integral_constant<int, 4>{});
+  }
+  return work(std::integral_constant<int, 0>{});
+}
+
 // The functions for one length, chosen once per call.
 template <class T, int P>
 struct Kernels {
@@ -308,18 +320,10 @@ struct Kernels {
   decltype(&add_rows<T, P, 0, true>) add_rows_, add_rows_ahead_;  // the latter prefetches
   decltype(&additive<T, P, 0>) additive_;
 
-  template <int N>
-  static Kernels of() {
-    return {dots<T, P, N>, add_rows<T, P, N, false>, add_rows<T, P, N, true>, additive<T, P, N>};
-  }
   static Kernels of(int64_t length) {
-    constexpr int W = kWidth<Sum<T>>;
-    if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bf16>) {
-      if (length == W) return of<1>();
-      if (length == 2 * W) return of<2>();
-      if (length == 4 * W) return of<4>();
-    }
-    return of<0>();
+    return for_length<T>(length, [](auto n) {
+      return Kernels{dots<T, P, n>, add_rows<T, P, n, false>, add_rows<T, P, n, true>, additive<T, P, n>};
+    });
   }
 };
 

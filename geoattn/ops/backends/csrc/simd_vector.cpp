@@ -52,23 +52,6 @@ constexpr int64_t padded(int64_t n) {
   return (n + line - 1) / line * line;
 }
 
-template <class A>
-INLINE Vec<A> load_n(const A* p, int n) {
-  return n == kWidth<A> ? load(p) : load_part(p, n);
-}
-template <class A>
-INLINE void store_n(A* p, Vec<A> x, int n) {
-  n == kWidth<A> ? store(p, x) : store_part(p, x, n);
-}
-
-// body(c, n) for [begin, end) cut into vectors of n lanes.
-template <class A, class Body>
-INLINE void lanes(int64_t begin, int64_t end, const Body& body) {
-  int64_t c = begin;
-  for (; c + kWidth<A> <= end; c += kWidth<A>) body(c, kWidth<A>);
-  if (c < end) body(c, static_cast<int>(end - c));
-}
-
 // ---- Between the networks -------------------------------------------------------------------------------------------
 
 // Edges first, first + 1, ... of the pattern as rows of a buffer.

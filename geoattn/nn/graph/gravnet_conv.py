@@ -1,0 +1,106 @@
+"""`GravNetConv`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch_geometric.nn as pyg
+from torch import Tensor
+from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.nn.dense import Linear
+
+from geoattn.nn.graph._drop_in import DropIn, as_edge_index
+from geoattn.ops import weighted_max, weighted_sum
+from geoattn.patterns import Neighbors
+
+
+class GravNetConv(DropIn, pyg.GravNetConv):
+    r"""GravNet's layer (Qasim et al. 2019): PyG's ``GravNetConv``, its messages not kept, and without pyg-lib.
+
+    Every element takes part of itself to a place :math:`s_i` and looks at the :math:`k` nearest there:
+
+    .. math::
+        s_i = W_s x_i + b_s, \quad h_i = W_h x_i + b_h, \quad w_{ij} = \exp\bigl(-10 \, |s_j - s_i|^2\bigr), \\
+        o_i = W_1 x_i + W_2 \Bigl[ \operatorname*{mean}_{j \in \mathcal{N}_k(i)} w_{ij} h_j \,\Big\Vert\,
+        \max_{j \in \mathcal{N}_k(i)} w_{ij} h_j \Bigr] + b_2.
+
+    Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.GravNetConv`, whose
+    documentation applies; the factor 10 is PyG's. Neighbors are found by `geoattn.ops.knn`, which is exact on every
+    device; a sample of fewer than ``k`` elements gives them all. Squared distances are made in float32 where the type
+    is narrower. Neighbors with the same maximum share its gradient evenly, as in PyG on CPUs; unlike there, that holds
+    where the maximum is 0, too. Per edge, differences of places are kept for the backward pass, and weights. See
+    `DropIn` for when PyG's own messages are made.
+    """
+
+    peer = pyg.GravNetConv
+    aggregations = (["mean", "max"],)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        space_dimensions: int,
+        propagate_dimensions: int,
+        k: int,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Not PyG's constructor, which refuses to work without pyg-lib.
+        MessagePassing.__init__(self, aggr=["mean", "max"], flow="source_to_target", **kwargs)
+        if num_workers is not None:
+            warnings.warn("num_workers is deprecated and does nothing", stacklevel=2)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.k = k
+        self.lin_s = Linear(in_channels, space_dimensions)
+        self.lin_h = Linear(in_channels, propagate_dimensions)
+        self.lin_out1 = Linear(in_channels, out_channels, bias=False)
+        self.lin_out2 = Linear(2 * propagate_dimensions, out_channels)
+        self.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        batch: Tensor | tuple[Tensor | None, Tensor | None] | None = None,
+    ) -> Tensor:
+        """Features ``[N, out_channels]`` of the targets.
+
+        Args:
+            x: Features of all elements ``[N, in_channels]``, or of sources ``[M, in_channels]`` and targets.
+            batch: Sample of every element ``[N]``, ascending; or of sources and of targets.
+
+        Raises:
+            ValueError: If features are not matrices or not finite, or samples do not fit or do not ascend.
+        """
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        if source.dim() != 2 or target.dim() != 2:
+            raise ValueError(f"expected x [N, in_channels], got {tuple(source.shape)} and {tuple(target.shape)}")
+        of_source, of_target = batch if isinstance(batch, tuple) else (batch, batch)
+
+        h, place = self.lin_h(source), self.lin_s(source)
+        if isinstance(x, Tensor):
+            target_place, pattern = place, Neighbors.knn(place, self.k, of_source)
+        else:
+            target_place = self.lin_s(target)
+            pattern = Neighbors.knn(place, self.k, of_source, target_place, of_target)
+        weight = _weight(place, target_place, pattern).to(h.dtype)
+
+        if self._messages_needed():
+            out = self.propagate(
+                as_edge_index(pattern), x=(h, None), edge_weight=weight, size=(source.size(0), target.size(0))
+            )
+        else:
+            edge_weight, value = weight.unsqueeze(1), h.unsqueeze(1)
+            degree = pattern.degree.clamp(min=1).view(-1, 1)
+            mean = weighted_sum(edge_weight, value, pattern).squeeze(1) / degree
+            out = torch.cat([mean, weighted_max(edge_weight, value, pattern).squeeze(1)], 1)
+        return self.lin_out1(target) + self.lin_out2(out)
+
+
+def _weight(place: Tensor, target_place: Tensor, pattern: Neighbors) -> Tensor:
+    """Of every edge, ``[E]``."""
+    dtype = torch.promote_types(place.dtype, torch.float32)
+    difference = place.to(dtype)[pattern.col] - target_place.to(dtype)[pattern.row]
+    return torch.exp(-10 * difference.square().sum(1))
