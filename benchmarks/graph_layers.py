@@ -145,7 +145,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., tuple[Tensor, ...
     ),
     "GPS of TransformerConv": (lambda: GPS(64, 3), lambda x, edge, _, batch: (x, edge, batch)),
     "Polynormer": (
-        lambda: pyg.Polynormer(64, 16, 64, local_layers=3, global_layers=1, heads=HEADS),
+        lambda: pyg.Polynormer(64, 16, 64, local_layers=3, global_layers=1, heads=HEADS, local_attn=True),
         lambda x, edge, _, batch: (x, edge, batch),
     ),
     "AttentiveFP": (lambda: pyg.AttentiveFP(64, 64, 64, 8, 3, 2), lambda *inputs: inputs),

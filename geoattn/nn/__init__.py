@@ -2,7 +2,14 @@
 
 from geoattn.nn import graph
 from geoattn.nn.accelerate import accelerate, restore
-from geoattn.nn.graph import GATConv, GATv2Conv, PointTransformerConv, SuperGATConv, TransformerConv
+from geoattn.nn.graph import (
+    GATConv,
+    GATv2Conv,
+    GravNetConv,
+    PointTransformerConv,
+    SuperGATConv,
+    TransformerConv,
+)
 from geoattn.nn.latents import CrossAttention, LatentAttention
 from geoattn.nn.surface import SurfaceAttention
 
@@ -10,6 +17,7 @@ __all__ = [
     "CrossAttention",
     "GATConv",
     "GATv2Conv",
+    "GravNetConv",
     "LatentAttention",
     "PointTransformerConv",
     "SuperGATConv",

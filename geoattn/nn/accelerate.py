@@ -7,10 +7,24 @@ from dataclasses import dataclass
 from torch import nn
 from torch_geometric.nn.conv import MessagePassing
 
-from geoattn.nn.graph import GATConv, GATv2Conv, PointTransformerConv, SuperGATConv, TransformerConv
+from geoattn.nn.graph import (
+    GATConv,
+    GATv2Conv,
+    GravNetConv,
+    PointTransformerConv,
+    SuperGATConv,
+    TransformerConv,
+)
 from geoattn.nn.graph._drop_in import DropIn
 
-_LAYERS: tuple[type[DropIn], ...] = (GATConv, GATv2Conv, SuperGATConv, TransformerConv, PointTransformerConv)
+_LAYERS: tuple[type[DropIn], ...] = (
+    GATConv,
+    GATv2Conv,
+    SuperGATConv,
+    TransformerConv,
+    PointTransformerConv,
+    GravNetConv,
+)
 
 
 @dataclass(frozen=True)

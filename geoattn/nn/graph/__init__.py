@@ -11,6 +11,7 @@ from geoattn.nn.graph.fisher import (
 )
 from geoattn.nn.graph.gat_conv import GATConv
 from geoattn.nn.graph.gatv2_conv import GATv2Conv
+from geoattn.nn.graph.gravnet_conv import GravNetConv
 from geoattn.nn.graph.gravnet_norm import GravNetNorm, GravNetNormConv
 from geoattn.nn.graph.gta import GTARepresentation, GTATransforms, GTAttention, gta_attend
 from geoattn.nn.graph.largegt import CodebookAttention, EMACodebook, LargeGT, LargeGTLayer, LargeGTLocal
@@ -35,6 +36,7 @@ __all__ = [
     "GTARepresentation",
     "GTATransforms",
     "GTAttention",
+    "GravNetConv",
     "GravNetNorm",
     "GravNetNormConv",
     "KernelLayer",
