@@ -7,7 +7,6 @@ from torch import Tensor
 
 from geoattn.ops.backends import edges_fused, edges_reference
 from geoattn.ops.backends.choose import forced
-from geoattn.ops.backends.fused import autocast
 from geoattn.patterns import Neighbors
 
 
@@ -15,8 +14,8 @@ def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
     r"""Dot product of the query and the key of every edge: :math:`s_{e} = q_i^\top k_j`.
 
     Half types are accumulated in float32. Differentiable any number of times; nothing of width ``D`` is kept per edge.
-    The same input gives the same bits, run after run and for any number of threads on a CPU. Under autocast, both
-    tensors are cast to its type.
+    The same input gives the same bits, run after run and for any number of threads on a CPU. Under autocast, the
+    narrower type is cast to the wider.
 
     Args:
         query: ``[N, H, D]``.
@@ -30,7 +29,7 @@ def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
         ValueError: If shapes, types or devices do not fit together.
         RuntimeError: If a backend was forced that has no such products.
     """
-    query, key = autocast(query.device.type, query, key)  # type: ignore[assignment]
+    query, key = _promoted(query, key)
     _check("query", query, "key", key, pattern)
     if query.shape[1:] != key.shape[1:] or query.size(0) != pattern.num_queries:
         raise ValueError(
@@ -40,16 +39,15 @@ def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
     backend = forced()
     if backend == "reference":
         return edges_reference.edge_dot(query, key, pattern)
-    by_key = key.requires_grad and torch.is_grad_enabled()
-    return edges_fused.edge_dot(query, key, edges_fused.arguments(pattern, by_key, backend), backend)
+    return edges_fused.edge_dot(query, key, edges_fused.arguments(pattern, key, backend), backend)
 
 
 def weighted_sum(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
     r"""Sum of every row's values times the weights of its edges: :math:`o_i = \sum_{j \in \mathcal{N}(i)} w_{ij} v_j`.
 
     Half types are accumulated in float32. Differentiable any number of times; nothing of width ``C`` is kept per edge.
-    The same input gives the same bits, run after run and for any number of threads on a CPU. Under autocast, both
-    tensors are cast to its type.
+    The same input gives the same bits, run after run and for any number of threads on a CPU. Under autocast, the
+    narrower type is cast to the wider.
 
     Args:
         weight: ``[E, H]``, in the order of ``pattern.col``.
@@ -67,8 +65,7 @@ def weighted_sum(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
     backend = forced()
     if backend == "reference":
         return edges_reference.weighted_sum(weight, value, pattern)
-    by_key = value.requires_grad and torch.is_grad_enabled()
-    return edges_fused.weighted_sum(weight, value, edges_fused.arguments(pattern, by_key, backend), False, backend)
+    return edges_fused.weighted_sum(weight, value, edges_fused.arguments(pattern, value, backend), False, backend)
 
 
 def weighted_max(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
@@ -80,7 +77,7 @@ def weighted_max(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
     Edges that have the maximum share its gradient evenly, as in `torch.amax`. Half types are multiplied in float32.
     Differentiable any number of times; nothing of width ``C`` is kept per edge, except where the gradient is to be
     differentiated again. The same input gives the same bits, run after run and for any number of threads on a CPU.
-    Under autocast, both tensors are cast to its type.
+    Under autocast, the narrower type is cast to the wider.
 
     Args:
         weight: ``[E, H]``, in the order of ``pattern.col``.
@@ -98,17 +95,25 @@ def weighted_max(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
     backend = forced()
     if backend == "reference":
         return edges_reference.weighted_max(weight, value, pattern.rowptr, pattern.col)
-    arguments = edges_fused.arguments(pattern, value.requires_grad and torch.is_grad_enabled(), backend)
+    arguments = edges_fused.arguments(pattern, value, backend)
     dtype = torch.promote_types(value.dtype, torch.float32)
     return edges_fused.weighted_max(weight.to(dtype), value.to(dtype), arguments, backend)[0].to(value.dtype)
 
 
 def _weights_and_values(weight: Tensor, value: Tensor, pattern: Neighbors) -> tuple[Tensor, Tensor]:
-    weight, value = autocast(value.device.type, weight, value)  # type: ignore[assignment]
+    weight, value = _promoted(weight, value)
     _check("weight", weight, "value", value, pattern)
     if weight.shape != (pattern.num_edges, value.size(1)):
         raise ValueError(f"expected weight [{pattern.num_edges}, {value.size(1)}], got {tuple(weight.shape)}")
     return weight, value
+
+
+def _promoted(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """In one type, where autocast has given them two."""
+    if not torch.is_autocast_enabled(second.device.type):
+        return first, second
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first.to(dtype), second.to(dtype)
 
 
 def _check(of_query: str, first: Tensor, of_key: str, second: Tensor, pattern: Neighbors) -> None:

@@ -102,5 +102,10 @@ class GravNetConv(DropIn, pyg.GravNetConv):
 def _weight(place: Tensor, target_place: Tensor, pattern: Neighbors) -> Tensor:
     """Of every edge, ``[E]``."""
     dtype = torch.promote_types(place.dtype, torch.float32)
-    difference = place.to(dtype)[pattern.col] - target_place.to(dtype)[pattern.row]
+    difference = _gather(place.to(dtype), pattern.col) - _gather(target_place.to(dtype), pattern.row)
     return torch.exp(-10 * difference.square().sum(1))
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``x``; the gradient is summed in one order on every device."""
+    return x[index] if x.is_cuda else x.index_select(0, index)
