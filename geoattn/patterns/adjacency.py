@@ -16,7 +16,7 @@ from geoattn.patterns.neighbors import INT32_MAX, Neighbors
 
 Adjacency: TypeAlias = Tensor | SparseTensor | Neighbors
 
-# What was made of each tensor, as long as the tensor lives: its version then, and patterns by size and flow.
+# What was made of each tensor, as long as the tensor lives: its version then, and patterns by size and loops.
 _made: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -49,23 +49,17 @@ def as_neighbors(
         ValueError: If the graph does not have this size, or an index is out of range.
         TypeError: If it is none of these.
     """
-    num_keys = num_queries if num_keys is None else num_keys
-    pattern = _kept(adjacency, num_queries, num_keys)
-    return pattern.with_self_loops() if self_loops else pattern
-
-
-def _kept(adjacency: Adjacency, num_queries: int, num_keys: int) -> Neighbors:
+    settings = num_queries, num_queries if num_keys is None else num_keys, self_loops
     version = None if torch.compiler.is_compiling() else _version(adjacency)
     if version is None:
-        return _make(adjacency, num_queries, num_keys)
+        return _make(adjacency, *settings)
     of_version, patterns = _made.get(adjacency, (None, {}))
     if of_version != version:
         patterns = {}
         _made[adjacency] = version, patterns
-    size = num_queries, num_keys
-    if size not in patterns:
-        patterns[size] = _make(adjacency, *size)
-    return patterns[size]
+    if settings not in patterns:
+        patterns[settings] = _make(adjacency, *settings)
+    return patterns[settings]
 
 
 def _version(adjacency: Adjacency) -> tuple[object, ...] | None:
@@ -79,7 +73,7 @@ def _version(adjacency: Adjacency) -> tuple[object, ...] | None:
     return None if any(x.is_inference() for x in parts) else tuple((x._version, x.shape) for x in parts)
 
 
-def _make(adjacency: Adjacency, num_queries: int, num_keys: int) -> Neighbors:
+def _make(adjacency: Adjacency, num_queries: int, num_keys: int, self_loops: bool) -> Neighbors:
     size = num_queries, num_keys
     if isinstance(adjacency, Neighbors):
         pattern = adjacency
@@ -102,7 +96,7 @@ def _make(adjacency: Adjacency, num_queries: int, num_keys: int) -> Neighbors:
         raise TypeError(f"expected an edge_index, a sparse matrix or Neighbors, got {type(adjacency).__name__}")
     if (pattern.num_queries, pattern.num_keys) != size:
         raise ValueError(f"expected a pattern of {num_queries} queries and {num_keys} keys, got {pattern}")
-    return pattern
+    return pattern.with_self_loops() if self_loops else pattern
 
 
 def _from_matrix(matrix: Tensor | SparseTensor, num_queries: int, num_keys: int) -> Neighbors:

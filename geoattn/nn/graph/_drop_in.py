@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -94,9 +93,9 @@ class AttentionDropIn(DropIn):
             or (sparse and loops and features is not None)
         )
 
-    def _heads(self, linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """``[N, H, C]``."""
-        return linear(x).view(-1, self.heads, self.out_channels)
+    def _heads(self, *features: Tensor) -> list[Tensor]:
+        """Each as ``[N, H, C]``."""
+        return [x.view(-1, self.heads, self.out_channels) for x in features]
 
     def _edge_features(self, edge_index: Adjacency, edge_attr: Tensor, pattern: Neighbors) -> Tensor:
         """Features ``[E, F]`` in the order of the pattern, those of loops made as ``fill_value`` says."""

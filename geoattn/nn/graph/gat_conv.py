@@ -40,17 +40,17 @@ class GATConv(AttentionDropIn, pyg.GATConv):
             return super().forward(x, as_edge_index(edge_index), edge_attr, size, return_attention_weights)
 
         pattern = self._pattern(edge_index, source, target, size)
-        value = self._heads(self.lin_src if self.lin is None else self.lin, source)
+        lin_src, lin_dst = (self.lin_src, self.lin_dst) if self.lin is None else (self.lin, self.lin)
+        (value,) = self._heads(lin_src(source))
         key = (value * self.att_src).sum(-1, keepdim=True)
         if target is None:
             query = key.new_zeros(pattern.num_queries, self.heads, 1)
         else:
-            shared = target is source and self.lin is not None
-            at_target = value if shared else self._heads(self.lin_dst if self.lin is None else self.lin, target)
+            (at_target,) = [value] if target is source and lin_src is lin_dst else self._heads(lin_dst(target))
             query = (at_target * self.att_dst).sum(-1, keepdim=True)
         edge = None
         if features is not None:
-            of_edges = self._heads(self.lin_edge, self._edge_features(edge_index, features, pattern))
+            (of_edges,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
             edge = (of_edges * self.att_edge).sum(-1, keepdim=True)
         ones = key.new_ones(self.heads, 1)
         terms = {"att": ones, "negative_slope": self.negative_slope, "edge_key": edge}

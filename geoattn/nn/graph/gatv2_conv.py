@@ -8,6 +8,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.nn.graph._linears import linears
 from geoattn.patterns import Adjacency
 
 
@@ -43,11 +44,16 @@ class GATv2Conv(AttentionDropIn, pyg.GATv2Conv):
             return super().forward(x, as_edge_index(edge_index), edge_attr, return_attention_weights)
 
         pattern = self._pattern(edge_index, source, target)
-        value = self._heads(self.lin_l, source)
-        query = value if self.share_weights and target is source else self._heads(self.lin_r, target)
+        if target is not source:
+            value, query = self._heads(self.lin_l(source), self.lin_r(target))
+        elif self.share_weights:
+            (value,) = self._heads(self.lin_l(source))
+            query = value
+        else:
+            value, query = self._heads(*linears(source, self.lin_l, self.lin_r))
         edge = None
         if features is not None:
-            edge = self._heads(self.lin_edge, self._edge_features(edge_index, features, pattern))
+            (edge,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
         terms = {"att": self.att[0], "negative_slope": self.negative_slope, "edge_key": edge}
         out, found = self._attend(query, value, value, pattern, weights, **terms)
         out = out if self.res is None else out + self.res(target)

@@ -9,6 +9,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.nn.graph._linears import linears
 from geoattn.patterns import Adjacency
 
 
@@ -44,19 +45,21 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
             return super().forward(x, as_edge_index(edge_index), edge_attr, return_attention_weights)
 
         pattern = self._pattern(edge_index, source, target)
-        query, key, value = (
-            self._heads(linear, part)
-            for linear, part in ((self.lin_query, target), (self.lin_key, source), (self.lin_value, source))
-        )
+        skip = [self.lin_skip] if self.root_weight else []
+        if target is source:
+            query, key, value, *root = linears(source, self.lin_query, self.lin_key, self.lin_value, *skip)
+        else:
+            query, *root = linears(target, self.lin_query, *skip)
+            key, value = linears(source, self.lin_key, self.lin_value)
+        query, key, value = self._heads(query, key, value)
         edge = None
         if features is not None:
-            edge = self._heads(self.lin_edge, self._edge_features(edge_index, features, pattern))
+            (edge,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
         out, found = self._attend(query, key, value, pattern, weights, edge_key=edge, edge_value=edge)
-        if self.root_weight:
-            root = self.lin_skip(target)
+        for own in root:
             if self.lin_beta is None:
-                out = out + root
+                out = out + own
             else:
-                beta = self.lin_beta(torch.cat([out, root, out - root], -1)).sigmoid()
-                out = beta * root + (1 - beta) * out
+                beta = self.lin_beta(torch.cat([out, own, out - own], -1)).sigmoid()
+                out = beta * own + (1 - beta) * out
         return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))

@@ -1,0 +1,61 @@
+"""Several linear layers at once, against each by itself."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch_geometric.nn.dense import Linear
+
+from geoattn.nn.graph._linears import linears
+
+
+@pytest.fixture
+def layers():
+    torch.manual_seed(0)
+    return [nn.Linear(5, 4).double(), Linear(5, 3, bias=False).double(), nn.Linear(5, 2).double()]
+
+
+def test_outputs_and_gradients(layers):
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    for used in ([0, 1, 2], [1], [0, 2]):  # of the others nothing is used
+        parameters = [p for i in used for p in layers[i].parameters()]
+        found, expected = linears(x, *layers), [layer(x) for layer in layers]
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+        grads = [
+            torch.autograd.grad(sum(out[i].square().sum() for i in used), [x, *parameters]) for out in (found, expected)
+        ]
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_derivatives(layers):
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    parameters = [p for layer in layers for p in layer.parameters()]
+
+    def run(x, *_):
+        return tuple(y.tanh() for y in linears(x, *layers))
+
+    assert gradcheck(run, (x, *parameters))
+    assert gradgradcheck(run, (x, *parameters))
+
+
+def test_one_gradient_of_the_input_is_made(layers):
+    made = []
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    x.register_hook(lambda grad: made.append(grad))
+    sum(y.sum() for y in linears(x, *layers)).backward()
+    assert len(made) == 1
+    assert torch.equal(x.grad, made[0])
+
+
+def test_layers_that_are_more_than_products_are_called(layers):
+    called = []
+    layers[0].register_forward_hook(lambda *_: called.append(0))
+    x = torch.randn(7, 5, dtype=torch.float64)
+    linears(x, *layers)
+    assert called == [0]
+    layers[1] = nn.Sequential(layers[1], nn.Tanh())
+    assert torch.equal(linears(x, *layers)[1], layers[1](x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(y.dtype == torch.bfloat16 for y in linears(x.float(), *[layer.float() for layer in layers]))
