@@ -42,6 +42,9 @@ from benchmarks.ours import fast_backends
 from geoattn import Neighbors
 
 K, HEADS, WIDTH = 16, 4, 32
+SPACE, PROPAGATED, NEAREST = 4, 22, 40  # of GravNet, as in its paper
+NARROW = (32, 64)
+PRODUCTS = "its matrix products alone"
 SIZE, MODEL_SIZE = 100_000, 60_000
 KINKS = 2e-2  # of layers with ReLU: a unit that is zero but for rounding has its gradient or none, and both are right
 LAYERS = ("GATConv", "GATv2Conv", "SuperGATConv", "TransformerConv", "PointTransformerConv")
@@ -55,45 +58,58 @@ WITH_BARS = ("GATv2Conv", "TransformerConv")
 Factories = dict[str, Callable[[], Variant]]
 
 
-def layer(job: Job, name: str, graph: str) -> Factories:
+def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH) -> Factories:
     """One layer in the middle of a network, or on Cora in its beginning; PyG's and ours with its parameters."""
     edge_index, nodes = edges(job, graph)
     if graph == "cora":
         x = cora().x.to(job.device)
         theirs, ours = make(name, x.size(1), heads=8, width=8)
-        theirs, inputs = theirs.to(job.device), ()
     else:
-        x = torch.randn(nodes, HEADS * WIDTH, device=job.device).requires_grad_()
-        theirs, ours = make(name, HEADS * WIDTH, HEADS, WIDTH)
-        theirs, inputs = theirs.to(job.device), (x,)
-    ours = ours.to(job.device)
+        x = torch.randn(nodes, channels, device=job.device).requires_grad_()
+        theirs, ours = make(name, channels, HEADS, channels // HEADS)
     ours.load_state_dict(theirs.state_dict())
-    more = (torch.rand(nodes, 3, device=job.device),) if name == "PointTransformerConv" else ()
     for conv in (theirs, ours):
-        conv.eval()  # without dropout, and SuperGAT without its sampled pairs
-    grad = torch.randn_like(theirs(x.detach(), *more, edge_index))
-
-    def variant(conv: nn.Module, backend: str | None) -> Variant:
-        def forward() -> Tensor:
-            if backend is None:
-                return conv(x, *more, edge_index)
-            with geoattn.backend(backend):
-                return conv(x, *more, edge_index)
-
-        return Variant(forward, (*inputs, *conv.parameters()), grad, tolerance=KINKS)
-
-    return {"PyG": lambda: variant(theirs, None)} | {
-        backend: lambda backend=backend: variant(ours, backend) for backend in fast_backends(job.device)
-    }
-
-
-def make(name: str, channels: int, heads: int, width: int) -> tuple[nn.Module, ...]:
-    """PyG's layer and ours."""
+        conv.to(job.device).eval()  # without dropout, and SuperGAT without its sampled pairs
+    more: tuple[Tensor, ...] = (edge_index,)
     if name == "PointTransformerConv":
-        wide = heads * width
-        network = pyg.MLP([3, wide, wide], norm=None)
-        return tuple(getattr(module, name)(channels, wide, copy.deepcopy(network)) for module in (pyg, geoattn.nn))
-    return tuple(getattr(module, name)(channels, width, heads) for module in (pyg, geoattn.nn))
+        more = (torch.rand(nodes, 3, device=job.device), edge_index)
+    elif name == "GravNetConv":  # finds its own graph
+        more = ()
+    grad = torch.randn_like(theirs(x.detach(), *more))
+    inputs = (*((x,) if x.requires_grad else ()), *theirs.parameters())
+
+    def own(backend: str) -> Variant:
+        def forward() -> Tensor:
+            with geoattn.backend(backend):
+                return ours(x, *more)
+
+        return Variant(forward, (*inputs[: -len(list(ours.parameters()))], *ours.parameters()), grad, tolerance=KINKS)
+
+    def products() -> Variant:
+        linears = [module for module in theirs.modules() if isinstance(module, pyg.Linear)]
+        used = [p for linear in linears for p in linear.parameters()]
+        return Variant(lambda: sum(linear(x) for linear in linears), (x, *used), grad, same=False)
+
+    found: Factories = {"PyG": lambda: Variant(lambda: theirs(x, *more), inputs, grad, tolerance=KINKS)}
+    found |= {backend: lambda backend=backend: own(backend) for backend in fast_backends(job.device)}
+    return found | ({PRODUCTS: products} if name in WITH_BARS and graph != "cora" else {})
+
+
+def make(name: str, channels: int, heads: int, width: int) -> tuple[nn.Module, nn.Module]:
+    """PyG's layer and ours."""
+    if name == "GravNetConv":  # PyG's needs pyg-lib; with a hook on messages ours makes them with PyG's code
+        arguments: tuple = (SPACE, PROPAGATED, NEAREST)
+        theirs, ours = (geoattn.nn.GravNetConv(channels, heads * width, *arguments) for _ in range(2))
+        theirs.register_message_forward_hook(lambda *_: None)
+        return theirs, ours
+    if name == "PointTransformerConv":
+        network = pyg.MLP([3, heads * width, heads * width], norm=None)
+        theirs, ours = (
+            getattr(module, name)(channels, heads * width, copy.deepcopy(network)) for module in (pyg, geoattn.nn)
+        )
+        return theirs, ours
+    theirs, ours = (getattr(module, name)(channels, width, heads) for module in (pyg, geoattn.nn))
+    return theirs, ours
 
 
 def edges(job: Job, graph: str) -> tuple[Tensor, int]:
@@ -169,17 +185,26 @@ def model(job: Job, name: str) -> Factories:
     if not error <= 1e-5:
         raise AssertionError(f"outputs differ by {error:.1e} of the largest")
     grad = torch.randn_like(expected)
+    parameters = list(theirs.named_parameters())
+    reached = torch.autograd.grad(theirs(*inputs), [p for _, p in parameters], grad, allow_unused=True)
+    names = [name for (name, _), found in zip(parameters, reached, strict=True) if found is not None]
 
     def variant(network: nn.Module) -> Variant:
-        used = [p for p in network.parameters() if p.requires_grad]
+        used = [network.get_parameter(name) for name in names]
         return Variant(lambda: network(*inputs), (x, *used), grad, tolerance=KINKS)
 
     return {"PyG": lambda: variant(theirs), "accelerated": lambda: variant(ours)}
 
 
-CASES = {f"{name}-{graph}": partial(layer, name=name, graph=graph) for name in LAYERS for graph in GRAPHS} | {
-    name: partial(model, name=name) for name in MODELS
+CASES = {f"{name}-{graph}": partial(layer, name=name, graph=graph) for name in LAYERS for graph in GRAPHS}
+CASES |= {"GravNetConv-knn": partial(layer, name="GravNetConv", graph="knn")}
+CASES |= {
+    f"{name}-{graph}-{channels}": partial(layer, name=name, graph=graph, channels=channels)
+    for name in WITH_BARS
+    for graph in ("mesh", "knn")
+    for channels in NARROW
 }
+CASES |= {name: partial(model, name=name) for name in MODELS}
 
 
 def report(options: Options) -> None:
@@ -192,11 +217,14 @@ def report(options: Options) -> None:
     if options.wants("models"):
         _models(options, text)
     notes = (
-        f"Layers of {HEADS} heads of {WIDTH} channels on {HEADS * WIDTH} features, float32, gradients of the features "
-        "and of all parameters; on Cora the first layer of a network: 8 heads of 8 channels, gradients of parameters. "
-        "PointTransformerConv has as many channels in one head, and a network of two layers on positions. Evaluation "
-        "mode, that is without dropout and without SuperGAT's sampled pairs. The graph is static, as users have it: an "
-        "`edge_index` that is the same tensor in every pass. Outputs and gradients were compared before timing.\n"
+        f"Layers of {HEADS} heads of {WIDTH} channels on {HEADS * WIDTH} features unless said, float32, gradients of "
+        "features and of all parameters; on Cora the first layer of a network: 8 heads of 8 channels, gradients of the "
+        "parameters. PointTransformerConv has one head, and a network of two layers on positions. Evaluation mode: "
+        "without dropout and without SuperGAT's sampled pairs. The graph is static, as users have it: an `edge_index` "
+        "that is the same tensor in every pass. The matrix products alone are those of a layer's linear maps, which "
+        "are the same in both: they bound what any attention can gain. PyG's GravNetConv needs pyg-lib, which is not "
+        f"on PyPI: here it is PyG's messages over our neighbors ({NEAREST}, {SPACE} dimensions, {PROPAGATED} channels), "
+        "the search included in both. Outputs and gradients were compared before timing.\n"
     )
     summary = bar_table(bars, not options.quick) if options.device == "cpu" else "There are none for GPUs.\n"
     save(options, "graph_layers", "PyG's layers", [notes, "## Bars\n", summary, *text])
@@ -207,38 +235,45 @@ def _layers(options: Options, graph: str, bars: list[Bar], text: list[str]) -> N
         text.append("## Cora\n\nLeft out: GEOATTN_DATA names no folder with graph/planetoid.\n")
         return
     size = 2_000 if options.quick else SIZE
-    jobs = [Job(f"{name}-{graph}", size, regime) for regime in options.regimes for name in LAYERS]
+    cases = [case for case in CASES if case.split("-")[1:2] == [graph]]
+    jobs = [Job(case, size, regime) for regime in options.regimes for case in cases]
     timings = {(job.case, job.regime): found for job, found in options.time(jobs).items()}
     own = fast_backends(options.device)
     text.append(f"## {GRAPHS[graph][0].upper()}{GRAPHS[graph][1:]}\n")
     for regime in options.regimes:
         rows = [
-            [name, backend, *_cells(timings[f"{name}-{graph}", regime], backend)] for name in LAYERS for backend in own
+            [_title(case), backend, *_cells(timings[case, regime], backend)]
+            for case in cases
+            for backend in (*own, PRODUCTS)
+            if backend in timings[case, regime]
         ]
-        header = ["", "backend"]
-        header += [f"{d}: {x}" for d in (FORWARD, BOTH) for x in ("PyG, ms", "ours, ms", "PyG ÷ ours")]
+        header = ["", "", *(f"{d}: {x}" for d in (FORWARD, BOTH) for x in ("PyG, ms", "this, ms", "PyG ÷ this"))]
         text += [f"{REGIME_TEXT[regime]}:\n", table(header, rows)]
-    memory = options.peak_memory(
-        [Job(f"{name}-{graph}", size, variants=(variant,)) for name in LAYERS for variant in ("PyG", *own)]
-    )
+    memory = options.peak_memory(Job(case, size, variants=(name,)) for case in cases for name in ("PyG", *own))
     above = {(job.case, job.variants[0]): found.above / 1e6 for job, found in memory.items()}
-    rows = []
-    for name in LAYERS:
-        case = f"{name}-{graph}"
-        cells = [f"{above[case, v]:.0f}" if (case, v) in above else "-" for v in ("PyG", *own)]
-        rows.append([name, *cells])
+    rows = [
+        [_title(case), *(f"{above[case, name]:.0f}" if (case, name) in above else "-" for name in ("PyG", *own))]
+        for case in cases
+    ]
     text += [
         "Peak memory above the inputs, forward + backward in a fresh process that also makes the pattern and its "
         "transpose, MB:\n",
         table(["", "PyG", *own], rows),
     ]
-    for name in WITH_BARS if "cpu" in own else ():
-        case = f"{name}-{graph}"
+    for case in cases if "cpu" in own else ():
+        if case.partition("-")[0] not in WITH_BARS:
+            continue
         ratios = timings[case, "retained"].ratios("PyG", "cpu", BOTH)
         bars.append(Bar(f"{case}, retained: PyG ÷ cpu, {BOTH}", ratios, at_least=1 if graph == "cora" else 4))
         if graph != "cora" and (case, "PyG") in above and (case, "cpu") in above:
             share = above[case, "cpu"] / above[case, "PyG"]
             bars.append(Bar(f"{case}: memory of cpu ÷ PyG", [share], at_most=0.1))
+
+
+def _title(case: str) -> str:
+    """The layer, and how many channels it has where they are fewer than the others'."""
+    name, _, *channels = case.split("-")
+    return f"{name}, {channels[0]} channels" if channels else name
 
 
 def _cells(timings: Timings, backend: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, graphs, harness, peers
+from benchmarks import attention, graph_layers, graphs, harness, peers
 from benchmarks.harness import BOTH, FORWARD
 from geoattn import Neighbors
 
@@ -45,6 +45,33 @@ class Measured(harness.Options):
 
     def peak_memory(self, jobs):
         return {job: harness.Memory(inputs=4 * 10**9, above=5 * 10**9) for job in jobs}
+
+
+def test_layers_in_pygs_place_agree_with_it():
+    """And run: what a process of the benchmark does, on few nodes."""
+    for case in ("GATv2Conv-mesh-32", "GravNetConv-knn", "AttentiveFP"):
+        result = harness.measure(harness.Job(case, 200, seconds=0.0), graph_layers.CASES)
+        assert not result["failed"]
+        assert {"PyG", "accelerated" if case == "AttentiveFP" else "torch"} <= set(result["medians"])
+
+
+def test_graph_layers_are_judged(tmp_path, monkeypatch):
+    class Found(Measured):
+        def time(self, jobs):
+            seconds = {"PyG": 12.0, "cpu": 1.0, "torch": 4.0, "accelerated": 3.0}
+            process = {name: dict.fromkeys((FORWARD, BOTH), value) for name, value in seconds.items()}
+            return {job: harness.Timings([process] * 3) for job in jobs}
+
+    monkeypatch.setattr(graph_layers, "fast_backends", lambda device: ["cpu", "torch"])
+    monkeypatch.setattr(graph_layers, "planetoid", lambda: tmp_path)
+    graph_layers.report(Found("benchmarks.graph_layers", False, 3, 10, 2, "cpu", (), tmp_path))
+    (report,) = tmp_path.glob("*.md")
+    text = report.read_text()
+    bars = dict(re.findall(r"^\| (\S*?,? ?\S* ?PyG ÷.*?|.*memory of.*?) \| ([\d.]+)", text, re.MULTILINE))
+    assert bars["GATv2Conv-mesh, retained: PyG ÷ cpu, forward + backward"] == "12.00"
+    assert bars["TransformerConv-knn-64: memory of cpu ÷ PyG"] == "1.00"
+    assert "| GATv2Conv, 32 channels | cpu | 1.2e+04 | 1e+03 | 12.00 (12.00 to 12.00)" in text
+    assert "| Polynormer | 1.2e+04 | 3e+03 | 4.00 (4.00 to 4.00)" in text
 
 
 def test_report_judges_every_bar(tmp_path, monkeypatch):
