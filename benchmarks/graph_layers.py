@@ -223,8 +223,8 @@ def report(options: Options) -> None:
         "without dropout and without SuperGAT's sampled pairs. The graph is static, as users have it: an `edge_index` "
         "that is the same tensor in every pass. The matrix products alone are those of a layer's linear maps, which "
         "are the same in both: they bound what any attention can gain. PyG's GravNetConv needs pyg-lib, which is not "
-        f"on PyPI: here it is PyG's messages over our neighbors ({NEAREST}, {SPACE} dimensions, {PROPAGATED} channels), "
-        "the search included in both. Outputs and gradients were compared before timing.\n"
+        f"on PyPI: PyG's messages over our {NEAREST} neighbors ({SPACE} dimensions, {PROPAGATED} channels), "
+        "the search included, stand for it. Outputs and gradients were compared before timing.\n"
     )
     summary = bar_table(bars, not options.quick) if options.device == "cpu" else "There are none for GPUs.\n"
     save(options, "graph_layers", "PyG's layers", [notes, "## Bars\n", summary, *text])
