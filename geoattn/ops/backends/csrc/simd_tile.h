@@ -97,7 +97,7 @@ template <class A, int P, int S, class Leaf>
 INLINE void sums(const Leaf& leaf, int count, A by, A* to) {
   constexpr int W = kWidth<A>, kLanes = W / S;  // kLanes lanes are summed: as many leaves fill a vector
   for (int first = 0; first < count * P; first += W) {
-    const auto lane = [&](int l) LAMBDA_INLINE { return leaf((first + l * S) / P, l * S % P); };
+    const auto lane = [&](int l) LAMBDA_INLINE { return leaf(first / P + l * S / P, l * S % P); };
     const auto write = [&](auto leaves) LAMBDA_INLINE {
       const Vec<A> x = fold_rest<leaves, A, kLanes>(tree<levels(leaves), A>(lane, 0));
       store(to + first, by * in_order<kLanes, A>(x));
