@@ -170,6 +170,12 @@ INLINE Vec<float> load(const f16* p) {
 }
 
 // Lane l is p[l % P].
+template <int P, class T>
+INLINE Vec<Sum<T>> load_repeated(const T* p) {
+  T all[kWidth<Sum<T>>];
+  for (int l = 0; l < kWidth<Sum<T>>; ++l) all[l] = p[l % P];
+  return load(all);
+}
 template <int P>
 INLINE Vec<float> load_repeated(const float* p) {
   static_assert(P == 1 || P == 2 || P == 4 || P == 8, "other numbers of heads are not repeated");
@@ -191,14 +197,30 @@ INLINE Vec<float> load_repeated(const float* p) {
 #endif
   return load(p);
 }
-// Lane l is lane l / P * P + H.
-template <int P, int H, class V, int... L>
-INLINE V head_(V x, std::integer_sequence<int, L...>) {
-  return GEOATTN_SHUFFLE(x, x, (L / P * P + H)...);
+// Of P numbers, repeated, those from H on: S of them, each in W / S lanes that follow each other.
+template <int P, int H, int S, class V, int... L>
+INLINE V heads_(V x, std::integer_sequence<int, L...>) {
+  constexpr int kLanes = sizeof...(L) / S;
+  return GEOATTN_SHUFFLE(x, x, (L / P * P + (H + L / kLanes) % P)...);
 }
-template <int P, int H, class A>
-INLINE Vec<A> head(Vec<A> x) {
-  return head_<P, H>(x, std::make_integer_sequence<int, kWidth<A>>{});
+template <int P, int H, int S, class A>
+INLINE Vec<A> heads(Vec<A> x) {
+  return heads_<P, H, S>(x, std::make_integer_sequence<int, kWidth<A>>{});
+}
+// Lane l is p[l / (W / S)].
+template <int S, class A>
+INLINE Vec<A> spread(const A* p) {
+  if constexpr (S == 1) return splat(*p);
+  return heads<S, 0, S, A>(load_repeated<S>(p));
+}
+// Lane l is lane l of y from lane `Begin` on, else of x.
+template <int Begin, class V, int... L>
+INLINE V splice_(V x, V y, std::integer_sequence<int, L...>) {
+  return GEOATTN_SHUFFLE(x, y, (L < Begin ? L : static_cast<int>(sizeof...(L)) + L)...);
+}
+template <int Begin, class A>
+INLINE Vec<A> splice(Vec<A> x, Vec<A> y) {
+  return splice_<Begin>(x, y, std::make_integer_sequence<int, kWidth<A>>{});
 }
 
 // The first n < W elements, zeros after them; reads no byte beyond.
@@ -285,9 +307,9 @@ INLINE void store_part(float* p, Vec<float> x, int n) {
 #endif
 
 // The first n <= W elements.
-template <class A>
-INLINE Vec<A> load_n(const A* p, int n) {
-  return n == kWidth<A> ? load(p) : load_part(p, n);
+template <class T>
+INLINE Vec<Sum<T>> load_n(const T* p, int n) {
+  return n == kWidth<Sum<T>> ? load(p) : load_part(p, n);
 }
 template <class A>
 INLINE void store_n(A* p, Vec<A> x, int n) {
@@ -386,7 +408,8 @@ INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {
 }
 
 constexpr int levels(int width) { return width == 1 ? 0 : 1 + levels(width / 2); }
-// Lane l of the result is the sum of the lanes of leaf(first + l), for l < 2^Levels.
+// Folds 2^Levels leaves into a vector of sums of 2^Levels neighbors; where those are all lanes of a leaf, lane l is the
+// sum of leaf(first + l).
 template <int Levels, class A, class Leaf>
 INLINE Vec<A> tree(const Leaf& leaf, int first) {
   if constexpr (Levels == 0) {
@@ -398,13 +421,39 @@ INLINE Vec<A> tree(const Leaf& leaf, int first) {
     return fold<S, A>(a, b);
   }
 }
-template <int S, class A>
+// The tree goes on, with copies of what it has made, up to sums of `End` lanes.
+template <int S, class A, int End = kWidth<A>>
 INLINE Vec<A> fold_rest(Vec<A> x) {
-  if constexpr (S < kWidth<A>) {
-    return fold_rest<2 * S, A>(fold<S, A>(x, x));
+  if constexpr (S < End) {
+    return fold_rest<2 * S, A, End>(fold<S, A>(x, x));
   } else {
     return x;
   }
+}
+// Which sum lane l of a tree is, counted leaf by leaf: sums of S lanes, W / S of a leaf.
+template <int S, int W>
+constexpr int sum_at(int l, int leaf = 0) {
+  if constexpr (S == 1) {
+    return leaf * W + l;
+  } else {
+    const int from = first_lane<S / 2, W>(l);
+    return from < W ? sum_at<S / 2, W>(from, leaf) : sum_at<S / 2, W>(from - W, leaf + S / 2);
+  }
+}
+template <int S, int W>
+constexpr int lane_of(int sum) {
+  for (int l = 0; l < W; ++l)
+    if (sum_at<S, W>(l) / W * (W / S) + sum_at<S, W>(l) % W / S == sum) return l;
+  return 0;
+}
+template <int S, class V, int... L>
+INLINE V in_order_(V x, std::integer_sequence<int, L...>) {
+  return GEOATTN_SHUFFLE(x, x, (lane_of<S, sizeof...(L)>(L))...);
+}
+// Sums of S lanes as a tree leaves them, put in the order of its leaves.
+template <int S, class A>
+INLINE Vec<A> in_order(Vec<A> x) {
+  return in_order_<S>(x, std::make_integer_sequence<int, kWidth<A>>{});
 }
 template <int S, class V, int... L>
 INLINE V swap_(V x, std::integer_sequence<int, L...>) {
@@ -414,6 +463,22 @@ INLINE V swap_(V x, std::integer_sequence<int, L...>) {
 template <int S, class A>
 INLINE Vec<A> across(Vec<A> x) {
   return swap_<S>(x, std::make_integer_sequence<int, kWidth<A>>{});
+}
+
+// Combines the lanes l, l + P, l + 2 P and so on; each gets the result.
+template <int P, class A, class F>
+INLINE Vec<A> over_edges(Vec<A> x, const F& f) {
+  if constexpr (P <= 1 && kWidth<A> > 1) x = f(x, across<1, A>(x));
+  if constexpr (P <= 2 && kWidth<A> > 2) x = f(x, across<2, A>(x));
+  if constexpr (P <= 4 && kWidth<A> > 4) x = f(x, across<4, A>(x));
+  if constexpr (P <= 8 && kWidth<A> > 8) x = f(x, across<8, A>(x));
+  return x;
+}
+template <class A>
+INLINE Mask<A> lane_numbers() {
+  Mask<A> lane;
+  for (int l = 0; l < kWidth<A>; ++l) lane[l] = l;
+  return lane;
 }
 
 INLINE Vec<float> exp(Vec<float> x) {

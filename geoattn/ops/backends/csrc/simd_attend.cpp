@@ -56,7 +56,7 @@ struct Attention {
   const A scale, slope, keep_scale;
   const uint64_t threshold;
   const bool per_edge;  // whether the positions of edges matter
-  const Kernels<T, P> of_dim, of_width;
+  Kernels<T, P> of_dim, of_width;
   Buffer<A> att;  // [padded, D], where it is given
   std::atomic<int> error{0};  // of the walks
 
@@ -65,8 +65,7 @@ struct Attention {
         scale(static_cast<A>(c.scale)), slope(static_cast<A>(c.negative_slope)),
         keep_scale(static_cast<A>(1.0 / (1.0 - c.dropout))),
         threshold(static_cast<uint64_t>(c.dropout * 4294967296.0)),
-        per_edge(c.bias || c.edge_key || c.edge_value || c.dropout > 0 || c.grad_bias), of_dim(Kernels<T, P>::of(c.dim)),
-        of_width(Kernels<T, P>::of(c.width)), att(c.att ? padded * D : 1) {
+        per_edge(c.bias || c.edge_key || c.edge_value || c.dropout > 0 || c.grad_bias), att(c.att ? padded * D : 1) {
     for (int64_t i = 0; i < padded; ++i) {
       const int64_t h = i < H ? i : 0, g = h / (H / G);
       const auto shared = [&](int64_t number) { return number ? h / (H / number) : 0; };
@@ -80,6 +79,13 @@ struct Attention {
       in_weight.push_back(shared(c.weight_heads));
     }
     if (c.att) std::copy_n(static_cast<const A*>(c.att), H * D, att + 0);
+    const auto side_by_side = [](const void* p, const std::vector<int64_t>& offset, int64_t length) {
+      return !p || dense<T>(offset, length);
+    };
+    of_dim = Kernels<T, P>::of(D, side_by_side(c.query, in_query, D) && side_by_side(c.key, in_key, D) &&
+                                      side_by_side(c.edge_key, in_edge_key, D));
+    of_width = Kernels<T, P>::of(C, side_by_side(c.value, in_value, C) && side_by_side(c.grad_out, in_grad_out, C) &&
+                                        side_by_side(c.edge_value, in_edge_value, C));
   }
 
   // Where a head of a query finds what is its own: bytes into a row, or for the last two numbers.
@@ -165,7 +171,7 @@ struct Attention {
     }
     if (call.bias || call.log_weight) add_biases(tile, h, key, score);
     const int last = (n * P) / W * W;
-    if (last < n * P) store(score + last, lane_numbers() < n * P - last ? load(score + last) : splat(A(-INFINITY)));
+    if (last < n * P) store(score + last, lane_numbers<A>() < n * P - last ? load(score + last) : splat(A(-INFINITY)));
   }
   // The edges' part of dot products; along the transpose (query null) the queries are the gathered rows.
   NOINLINE void add_edge_keys(const Tile& tile, const Side& side, int64_t h, const A* query, A* score) const {
@@ -186,11 +192,6 @@ struct Attention {
         if (weight) x += weight[key(b) * call.weight_heads + in_weight[h + p]];
       }
     }
-  }
-  static INLINE Mask<A> lane_numbers() {
-    Mask<A> lane;
-    for (int l = 0; l < W; ++l) lane[l] = l;
-    return lane;
   }
   static NOINLINE void add(A* x, const A* y, int count) {
     for (int l = 0; l < count * P; ++l) x[l] += y[l];
@@ -299,7 +300,7 @@ struct Attention {
       const Vec<A> x = load(score + v * W);
       top = x > top ? x : top;
     }
-    top = over_edges(top, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x > y ? x : y; });
+    top = over_edges<P, A>(top, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x > y ? x : y; });
     store(to_top, top);
     const Vec<A> shift = top == -INFINITY ? Vec<A>{} : top;  // hidden, every one of them
     for (int v = 0; v < n; ++v) {
@@ -307,7 +308,7 @@ struct Attention {
       total += x;
       store(score + v * W, x);
     }
-    total = over_edges(total, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
+    total = over_edges<P, A>(total, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
     if (!tile.first) {
       const Vec<A> shrink = exp(before - shift);
       total += load(to_total) * shrink;
@@ -329,15 +330,6 @@ struct Attention {
       store(top + l, empty ? splat(A(-INFINITY)) : load(top + l) + log(sum));
       store(total + l, empty ? Vec<A>{} : 1 / sum);
     }
-  }
-  // Lanes of one head, combined; each gets the result.
-  template <class F>
-  static INLINE Vec<A> over_edges(Vec<A> x, const F& f) {
-    if constexpr (P <= 1 && W > 1) x = f(x, across<1, A>(x));
-    if constexpr (P <= 2 && W > 2) x = f(x, across<2, A>(x));
-    if constexpr (P <= 4 && W > 4) x = f(x, across<4, A>(x));
-    if constexpr (P <= 8 && W > 8) x = f(x, across<8, A>(x));
-    return x;
   }
 
   // ---- Gradients ----------------------------------------------------------------------------------------------------
@@ -385,7 +377,7 @@ struct Attention {
         const Vec<A> p = load(score + v * W);
         delta += p != 0 ? p * load(upstream + v * W) : Vec<A>{};  // lanes beyond the edges hold anything
       }
-      delta = over_edges(delta, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
+      delta = over_edges<P, A>(delta, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
     } else {
       if (tile.first) delta_from_out(tile.row, h, own + P);
       delta = repeat(load_part(own + P, P));
@@ -454,8 +446,8 @@ struct Attention {
             const A *q = queries[t] + h * D, *g = grads[t] + h * C, *weight = score + at, *ds = upstream + at;
             if (call.att) {
               if (call.grad_query || call.grad_att)
-                additive_backward<T, P>(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
-                                        grad_att ? grad_att + h * D : nullptr);
+                of_dim.additive_backward_(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
+                                          grad_att ? grad_att + h * D : nullptr);
             } else if (call.grad_query) {
               of_dim.add_rows_(grad_query.into(tile, sum, h, false, !call.edge_key), ds, rows_at(side, tile, h),
                                static_cast<int>(D), n);
@@ -579,8 +571,8 @@ struct Attention {
             const A *weight = score + at, *ds = upstream + at;
             if (call.grad_key) {
               if (call.att)
-                additive_backward<T, P>(additive_of(tile, side, keys[t] + h * D, h), ds, static_cast<int>(D), n,
-                                        sum_key + h * D, nullptr);
+                of_dim.additive_backward_(additive_of(tile, side, keys[t] + h * D, h), ds, static_cast<int>(D), n,
+                                          sum_key + h * D, nullptr);
               else
                 of_dim.add_rows_(grad_key.into(tile, sum_key, h, false, true), ds, rows_at(side, tile, h),
                                  static_cast<int>(D), n);

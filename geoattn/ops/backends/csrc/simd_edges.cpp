@@ -52,7 +52,7 @@ struct Edges {
   }
 
   int products() {
-    const auto dots_of = for_length<T>(L, [](auto n) { return dots<T, P, n>; });
+    const auto dots_of = for_length<T, P>(L, dense<T>(in_other, L), [](auto n) { return dots<T, P, n>; });
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> copy(padded * L), product(kTile * P);
       walk.batches(from, to, [&](Batch& batch) {
@@ -71,7 +71,7 @@ struct Edges {
   }
 
   int sums() {
-    const auto add = for_length<T>(L, [](auto n) { return add_rows<T, P, n, true>; });
+    const auto add = for_length<T, P>(L, dense<T>(in_other, L), [](auto n) { return add_rows<T, P, n, true>; });
     const Target<T, P> out(call.out, call.queries, H, L, H / P * P, 1);
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> sum(padded * L), copy(kTile * P);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "simd_walk.h"
 
@@ -50,7 +51,8 @@ struct Target {
   bool stream;  // large enough to drive everything else from the cache, and aligned
 
   Target(void* p, int64_t count, int64_t heads_, int64_t length_, int64_t whole, A by_)
-      : at(static_cast<T*>(p)), heads(heads_), length(length_), direct(length_ % W ? 0 : whole), by(by_) {
+      : at(static_cast<T*>(p)), heads(heads_), length(length_),
+        direct(length % W == 0 || (length < W && P * length % W == 0) ? whole : 0), by(by_) {
     const int64_t bytes = heads * length * static_cast<int64_t>(sizeof(T));
     stream = count * bytes >= kStream && (reinterpret_cast<int64_t>(p) | bytes) % kBytes == 0;
   }
@@ -71,6 +73,14 @@ struct Target {
     for (; d < heads * length; ++d) to[d] = static_cast<T>(sum[d] * by);
   }
 };
+
+// Whether heads that begin at these bytes lie side by side.
+template <class T>
+INLINE bool dense(const std::vector<int64_t>& offset, int64_t length) {
+  for (size_t h = 1; h < offset.size(); ++h)
+    if (offset[h] - offset[h - 1] != length * static_cast<int64_t>(sizeof(T))) return false;
+  return true;
+}
 
 template <class T, class Work>
 int for_heads(int64_t heads, const Work& work) {

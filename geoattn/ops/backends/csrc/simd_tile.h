@@ -12,15 +12,24 @@ namespace {
 
 constexpr int kTile = 16;
 
-// Full vectors at compile time where N says how many; N = 0 reads any length, with a last part.
-template <class T, int N>
+// Rows of [P, length]; L is the length, at compile time: whole vectors, or a part of one, which heads that lie side by
+// side then fill. L = 0 reads any length, head by head, with a last part.
+template <class T, int L>
 struct Span {
   using A = Sum<T>;
+  static constexpr int W = kWidth<A>;
+  static constexpr int kHeads = L && L < W ? W / L : 1;  // read at once
+  static constexpr int kVectors = L * kHeads / W;        // that these take
   int length;
-  INLINE int full() const { return N ? N : length / kWidth<A>; }
-  INLINE int rest() const { return N ? 0 : length % kWidth<A>; }
-  INLINE int bytes() const { return (N ? N * kWidth<A> : length) * static_cast<int>(sizeof(T)); }
+  INLINE int full() const { return L ? kVectors : length / W; }
+  INLINE int rest() const { return L ? 0 : length % W; }
+  INLINE int bytes() const { return (L ? kVectors * W : length) * static_cast<int>(sizeof(T)); }
 };
+
+template <class F, int... I>
+INLINE void each_(const F& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
 
 constexpr int kAhead = 24;  // edges between the one worked on and the one prefetched
 
@@ -34,6 +43,22 @@ struct Rows {
 
   INLINE const T* at(int b, int h) const {
     return reinterpret_cast<const T*>(static_cast<const char*>(base) + number[b] * stride + offset[h]);
+  }
+  // Heads of length 1, side by side if `Dense`: lane l is head l % P of edge b + l / P.
+  template <int P, bool Dense>
+  INLINE Vec<Sum<T>> single(int b) const {
+    constexpr int W = kWidth<Sum<T>>;
+    if constexpr (Dense && std::is_same_v<T, float>) {
+      Vec<float> x = load_repeated<P>(at(b, 0));
+      const auto take = [&](auto c) LAMBDA_INLINE {
+        if constexpr (c > 0) x = splice<c * P, float>(x, load_repeated<P>(at(b + c, 0)));
+      };
+      each_(take, std::make_integer_sequence<int, W / P>{});
+      return x;
+    }
+    T x[W];
+    for (int l = 0; l < W; ++l) x[l] = *at(b + l / P, l % P);
+    return load(x);
   }
   INLINE void prefetch(int b, int h, int bytes) const { GEOATTN_NAMESPACE::prefetch(at(b + kAhead, h), bytes); }
 };
@@ -67,48 +92,50 @@ struct Into {
 };
 
 // to[b, h] = by * leaf(b, h), summed over its lanes, for b < count; what follows up to the end of a vector is undefined.
-template <class A, int P, class Leaf>
+// A leaf has S heads, h and those after it, one after the other.
+template <class A, int P, int S, class Leaf>
 INLINE void sums(const Leaf& leaf, int count, A by, A* to) {
-  constexpr int W = kWidth<A>;
+  constexpr int W = kWidth<A>, kLanes = W / S;  // kLanes lanes are summed: as many leaves fill a vector
   for (int first = 0; first < count * P; first += W) {
+    const auto lane = [&](int l) LAMBDA_INLINE { return leaf(first / P + l * S / P, l * S % P); };
+    const auto write = [&](auto leaves) LAMBDA_INLINE {
+      const Vec<A> x = fold_rest<leaves, A, kLanes>(tree<levels(leaves), A>(lane, 0));
+      store(to + first, by * in_order<kLanes, A>(x));
+    };
     const int rest = count * P - first;
-    const auto lane = [&](int l) LAMBDA_INLINE { return leaf(first / P + l / P, l % P); };
-    if constexpr (W >= 16 && P <= 8) {
-      if (rest <= 8) {
-        if (P <= 4 && rest <= 4)
-          store(to + first, by * fold_rest<4, A>(tree<2, A>(lane, 0)));
-        else
-          store(to + first, by * fold_rest<8, A>(tree<3, A>(lane, 0)));
+    if constexpr (W >= 16 && P <= W / 4 && kLanes >= 4) {
+      if (rest <= W / 4) {
+        write(std::integral_constant<int, kLanes / 4>{});
         continue;
       }
     }
-    if constexpr (W == 8 && P <= 4) {
-      if (rest <= 4) {
-        store(to + first, by * fold_rest<4, A>(tree<2, A>(lane, 0)));
+    if constexpr (W >= 8 && P <= W / 2 && kLanes >= 2) {
+      if (rest <= W / 2) {
+        write(std::integral_constant<int, kLanes / 2>{});
         continue;
       }
     }
-    store(to + first, by * tree<levels(W), A>(lane, 0));
+    write(std::integral_constant<int, kLanes>{});
   }
 }
 
 // score[b, h] = by * x[h] . row[b, h]
-template <class T, int P, int N>
+template <class T, int P, int L>
 void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T> by, Sum<T>* score) {
   using A = Sum<T>;
-  constexpr int W = kWidth<A>;
-  const Span<T, N> span{length};
-  Vec<A> own[N ? P * N : 1];
-  for (int h = 0; h < (N ? P : 0); ++h) load_sums<T, N>(x + h * N * W, own + h * N);
-  sums<A, P>(
+  constexpr int W = kWidth<A>, S = Span<T, L>::kHeads, N = Span<T, L>::kVectors;
+  const Span<T, L> span{length};
+  Vec<A> own[N ? P / S * N : 1];
+  for (int h = 0; h < (N ? P : 0); h += S) load_sums<T, N>(x + h * L, own + h / S * N);
+  sums<A, P, S>(
       [&](int b, int h) LAMBDA_INLINE {
         const T* r = rows.at(b, h);
         rows.prefetch(b, h, span.bytes());
         if constexpr (N > 0) {
           Vec<A> y[N];
           load_all<T, N>(r, y);
-          Vec<A> acc = own[h * N] * y[0];
-          for (int n = 1; n < N; ++n) acc += own[h * N + n] * y[n];
+          Vec<A> acc = own[h / S * N] * y[0];
+          for (int n = 1; n < N; ++n) acc += own[h / S * N + n] * y[n];
           return acc;
         }
         const A* y = x + h * length;
@@ -121,35 +148,31 @@ void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T> by
       count, by, score);
 }
 
-template <class F, int... I>
-INLINE void each_(const F& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-
 // into[h] += sum_b weight[b, h] row[b, h]
-template <class T, int P, int N, bool Prefetch>
+template <class T, int P, int L, bool Prefetch>
 void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, int length, int count) {
   using A = Sum<T>;
-  constexpr int W = kWidth<A>;
-  const Span<T, N> span{length};
+  constexpr int W = kWidth<A>, S = Span<T, L>::kHeads, N = Span<T, L>::kVectors;
+  const Span<T, L> span{length};
   if constexpr (N > 0) {
     // As many heads at once as there are registers for; where those are few, two chains hide the latency of additions.
-    constexpr int kSums = kBytes == 64 ? 16 : 8, M = P * N <= kSums ? P : kSums / N, kChains = M * N <= 2 ? 2 : 1;
-    for (int h = 0; h < P; h += M) {
+    constexpr int kSums = kBytes == 64 ? 16 : 8, kAll = P / S * N, M = kAll <= kSums ? P / S : kSums / N;
+    constexpr int kChains = M * N <= 2 ? 2 : 1;
+    for (int h = 0; h < P; h += M * S) {
       Vec<A> acc[kChains][M * N];
-      for (int m = 0; m < M; ++m) into.template begin<N>((h + m) * N * W, acc[0] + m * N);
+      for (int m = 0; m < M; ++m) into.template begin<N>((h + m * S) * L, acc[0] + m * N);
       for (int n = 0; n < M * N; ++n) acc[kChains - 1][n] = kChains == 1 ? acc[0][n] : Vec<A>{};
       const auto add = [&](int b, int chain) LAMBDA_INLINE {
         // One load for all heads: loads are what this is bound by.
-        const Vec<A> weights = load_repeated<M>(weight + b * P + h);
-        const auto add_head = [&](auto m) LAMBDA_INLINE {
-          const T* r = rows.at(b, h + m);
-          if (Prefetch) rows.prefetch(b, h + m, span.bytes());
+        const Vec<A> weights = load_repeated<M * S>(weight + b * P + h);
+        const auto add_heads = [&](auto m) LAMBDA_INLINE {
+          const T* r = rows.at(b, h + m * S);
+          if (Prefetch) rows.prefetch(b, h + m * S, span.bytes());
           Vec<A> y[N];
           load_all<T, N>(r, y);
-          for (int n = 0; n < N; ++n) acc[chain][m * N + n] += head<M, m, A>(weights) * y[n];
+          for (int n = 0; n < N; ++n) acc[chain][m * N + n] += heads<M * S, m * S, S, A>(weights) * y[n];
         };
-        each_(add_head, std::make_integer_sequence<int, M>{});
+        each_(add_heads, std::make_integer_sequence<int, M>{});
       };
       int b = 0;
       for (; b + kChains <= count; b += kChains)
@@ -157,7 +180,7 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
       if (b < count) add(b, 0);
       if (kChains > 1)
         for (int n = 0; n < M * N; ++n) acc[0][n] += acc[kChains - 1][n];
-      for (int m = 0; m < M; ++m) into.template end<N>((h + m) * N * W, acc[0] + m * N);
+      for (int m = 0; m < M; ++m) into.template end<N>((h + m * S) * L, acc[0] + m * N);
     }
   } else {
     for (int h = 0; h < P; ++h) {
@@ -190,17 +213,9 @@ struct Additive {
   Rows<T> rows, edges;  // edges may be absent
   Sum<T> slope;
 
-  INLINE Vec<Sum<T>> at(const Sum<T>* own, int b, int h, int begin) const {
-    Vec<Sum<T>> y = load(own + begin) + load(rows.at(b, h) + begin);
-    return edges.base ? y + load(edges.at(b, h) + begin) : y;
-  }
   INLINE Vec<Sum<T>> part(const Sum<T>* own, int b, int h, int begin, int rest) const {
     Vec<Sum<T>> y = load_part(own + begin, rest) + load_part(rows.at(b, h) + begin, rest);
     return edges.base ? y + load_part(edges.at(b, h) + begin, rest) : y;
-  }
-  INLINE Sum<T> one(const Sum<T>* own, int b, int h, int d) const {
-    Sum<T> y = own[d] + static_cast<Sum<T>>(rows.at(b, h)[d]);
-    return edges.base ? y + static_cast<Sum<T>>(edges.at(b, h)[d]) : y;
   }
 };
 
@@ -210,23 +225,13 @@ INLINE Vec<A> leaky(Vec<A> x, A slope) {
 }
 
 // score[b, h] = att[h] . leaky_relu(x[h] + row[b, h] + edge[b, h])
-template <class T, int P, int N>
+template <class T, int P, int L>
 void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
   using A = Sum<T>;
-  constexpr int W = kWidth<A>;
-  if (length == 1) {
-    for (int b = 0; b < count; ++b) {
-      for (int h = 0; h < P; ++h) {
-        const A y = of.one(of.x + h, b, h, 0);
-        score[b * P + h] = of.att[h] * (y > 0 ? y : y * of.slope);
-      }
-      of.rows.prefetch(b, 0, P * static_cast<int>(sizeof(T)));
-    }
-    return;
-  }
-  const Span<T, N> span{length};
+  constexpr int W = kWidth<A>, S = Span<T, L>::kHeads;
+  const Span<T, L> span{length};
   const auto all = [&](auto edges) LAMBDA_INLINE {
-    sums<A, P>(
+    sums<A, P, S>(
         [&](int b, int h) LAMBDA_INLINE {
           of.rows.prefetch(b, h, span.bytes());
           const A *x = of.x + h * length, *att = of.att + h * length;
@@ -244,7 +249,7 @@ void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
         },
         count, A(1), score);
   };
-  if constexpr (N == 0)
+  if constexpr (L == 0)
     all(of.edges.base != nullptr);
   else
     of.edges.base ? all(std::true_type{}) : all(std::false_type{});
@@ -252,24 +257,22 @@ void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
 
 // With y = x[h] + row[b, h] + edge[b, h]: sum[h] += sum_b weight[b, h] att[h] leaky'(y), and
 // grad_att[h] += sum_b weight[b, h] leaky(y). Both are slope times a sum over all b and 1 - slope times one over y > 0.
-template <class T, int P>
+template <class T, int P, int S>
 void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, int count, Sum<T>* sum,
                        Sum<T>* grad_att) {
   using A = Sum<T>;
-  constexpr int W = kWidth<A>;
-  const int whole = length / W * W;
-  for (int h = 0; h < P; ++h, ++weight) {
-    const A *x = of.x + h * length, *att = of.att + h * length;
-    A total = 0;
-    for (int b = 0; b < count; ++b) total += weight[b * P];
+  for (int h = 0; h < P; h += S) {
+    const int first = h * length;
+    Vec<A> total{};
+    for (int b = 0; b < count; ++b) total += spread<S, A>(weight + b * P + h);
     const auto parts = [&](auto with_att, auto edges) LAMBDA_INLINE {
-      for (int begin = 0; begin < whole; begin += W) {
-        const Vec<A> own = load(x + begin);
+      lanes<A>(0, S * length, [&](int64_t d, int n) LAMBDA_INLINE {
+        const Vec<A> own = load_n(of.x + first + d, n);
         Vec<A> rising{}, leaked{}, leaked_rising{};
         for (int b = 0; b < count; ++b) {
-          Vec<A> y = own + load(of.rows.at(b, h) + begin);
-          if (edges) y += load(of.edges.at(b, h) + begin);
-          const Vec<A> w = splat(weight[b * P]);
+          Vec<A> y = own + load_n(of.rows.at(b, h) + d, n);
+          if (edges) y += load_n(of.edges.at(b, h) + d, n);
+          const Vec<A> w = spread<S, A>(weight + b * P + h);
           const Mask<A> up = y > 0;
           rising += up ? w : Vec<A>{};
           if constexpr (with_att) {
@@ -278,10 +281,13 @@ void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, 
             leaked_rising += up ? z : Vec<A>{};
           }
         }
-        store(sum + begin, load(sum + begin) + load(att + begin) * (of.slope * total + (1 - of.slope) * rising));
-        if (with_att && grad_att)
-          store(grad_att + begin, load(grad_att + begin) + of.slope * leaked + (1 - of.slope) * leaked_rising);
-      }
+        const Vec<A> grad = load_n(of.att + first + d, n) * (of.slope * total + (1 - of.slope) * rising);
+        A* to = sum + first + d;
+        store_n(to, load_n(to, n) + grad, n);
+        if (!with_att || !grad_att) return;
+        to = grad_att + first + d;
+        store_n(to, load_n(to, n) + of.slope * leaked + (1 - of.slope) * leaked_rising, n);
+      });
     };
     if (of.edges.base)
       parts(std::true_type{}, true);
@@ -289,26 +295,54 @@ void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, 
       parts(std::true_type{}, std::false_type{});
     else
       parts(std::false_type{}, std::false_type{});
-    for (int d = whole; d < length; ++d) {
-      for (int b = 0; b < count; ++b) {
-        const A y = of.one(x, b, h, d);
-        sum[d] += weight[b * P] * att[d] * (y > 0 ? A(1) : of.slope);
-        if (grad_att) grad_att[d] += weight[b * P] * (y > 0 ? y : y * of.slope);
-      }
-    }
-    sum += length;
-    if (grad_att) grad_att += length;
   }
 }
 
-// work(N): which of the functions for rows of N full vectors, or 0 of any, suits a length.
-template <class T, class Work>
-auto for_length(int64_t length, const Work& work) {
+// The same of heads of length 1: a vector holds all heads of W / P edges, as scores lie.
+template <class T, int P, bool Dense>
+void additive_single(const Additive<T>& of, int, int count, Sum<T>* score) {
+  using A = Sum<T>;
+  const Vec<A> own = load_repeated<P>(of.x), att = load_repeated<P>(of.att);
+  for (int b = 0; b < count; b += kWidth<A> / P) {
+    Vec<A> y = own + of.rows.template single<P, Dense>(b);
+    if (of.edges.base) y += of.edges.template single<P, Dense>(b);
+    store(score + b * P, att * leaky<A>(y, of.slope));
+    for (int c = b; c < b + kWidth<A> / P; ++c) of.rows.prefetch(c, 0, P * static_cast<int>(sizeof(T)));
+  }
+}
+template <class T, int P, bool Dense>
+void additive_single_backward(const Additive<T>& of, const Sum<T>* weight, int, int count, Sum<T>* sum,
+                              Sum<T>* grad_att) {
+  using A = Sum<T>;
+  const Vec<A> own = load_repeated<P>(of.x);
+  Vec<A> total{}, leaked{};
+  for (int b = 0; b < count; b += kWidth<A> / P) {
+    Vec<A> y = own + of.rows.template single<P, Dense>(b);
+    if (of.edges.base) y += of.edges.template single<P, Dense>(b);
+    const Mask<A> inside = lane_numbers<A>() < (count - b) * P;
+    const Vec<A> w = inside ? load(weight + b * P) : Vec<A>{};
+    const Vec<A> sloped = y > 0 ? w : w * of.slope;
+    total += sloped;
+    leaked += inside ? sloped * y : Vec<A>{};
+  }
+  const auto add = [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; };
+  total = load_n(of.att, P) * over_edges<P, A>(total, add);
+  store_n(sum, load_n(sum, P) + total, P);
+  if (grad_att) store_n(grad_att, load_n(grad_att, P) + over_edges<P, A>(leaked, add), P);
+}
+
+// work(L): which of the functions for rows of length L, or 0 of any, suits a length; `dense`: heads lie side by side.
+template <class T, int P, class Work>
+auto for_length(int64_t length, bool dense, const Work& work) {
   constexpr int W = kWidth<Sum<T>>;
   if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bf16>) {
-    if (length == W) return work(std::integral_constant<int, 1>{});
-    if (length == 2 * W) return work(std::integral_constant<int, 2>{});
-    if (length == 4 * W) return work(std::integral_constant<int, 4>{});
+    if constexpr (W > 8 && P >= W / 8)
+      if (length == 8 && dense) return work(std::integral_constant<int, 8>{});
+    if constexpr (W > 4 && P >= W / 4)
+      if (length == 4 && dense) return work(std::integral_constant<int, 4>{});
+    if (length == W) return work(std::integral_constant<int, W>{});
+    if (length == 2 * W) return work(std::integral_constant<int, 2 * W>{});
+    if (length == 4 * W) return work(std::integral_constant<int, 4 * W>{});
   }
   return work(std::integral_constant<int, 0>{});
 }
@@ -319,11 +353,18 @@ struct Kernels {
   decltype(&dots<T, P, 0>) dots_;
   decltype(&add_rows<T, P, 0, true>) add_rows_, add_rows_ahead_;  // the latter prefetches
   decltype(&additive<T, P, 0>) additive_;
+  decltype(&additive_backward<T, P, 1>) additive_backward_;
 
-  static Kernels of(int64_t length) {
-    return for_length<T>(length, [](auto n) {
-      return Kernels{dots<T, P, n>, add_rows<T, P, n, false>, add_rows<T, P, n, true>, additive<T, P, n>};
+  static Kernels of(int64_t length, bool dense) {
+    Kernels all = for_length<T, P>(length, dense, [](auto l) {
+      return Kernels{dots<T, P, l>, add_rows<T, P, l, false>, add_rows<T, P, l, true>, additive<T, P, l>,
+                     additive_backward<T, P, Span<T, l>::kHeads>};
     });
+    if (length == 1) {
+      all.additive_ = dense ? additive_single<T, P, true> : additive_single<T, P, false>;
+      all.additive_backward_ = dense ? additive_single_backward<T, P, true> : additive_single_backward<T, P, false>;
+    }
+    return all;
   }
 };
 
