@@ -56,7 +56,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     Raises:
         IndexError: If a key is out of range.
     """
-    problem = problem._replace(**{name: _narrow(getattr(problem, name)) for name in ("query", "key", "value")})
+    problem = _side_by_side(problem)
     query, heads = problem.query, problem.query.size(1)
     out = query.new_empty(query.size(0), heads, problem.value.size(2))
     lse = query.new_empty(query.size(0), heads, dtype=problem.sum_dtype)
@@ -78,7 +78,7 @@ def backward(
     Raises:
         IndexError: If a key is out of range.
     """
-    problem = problem._replace(**{name: _narrow(getattr(problem, name)) for name in ("query", "key", "value")})
+    problem = _side_by_side(problem)
     grads = {}
     for name in needs:
         grads[name] = torch.empty_like(getattr(problem, name), memory_format=torch.contiguous_format)
@@ -94,6 +94,10 @@ def backward(
         setattr(call, f"grad_{name}", grad.data_ptr())
     run("geoattn_attend_backward", call)
     return Gradients(**grads)
+
+
+def _side_by_side(problem: Problem) -> Problem:
+    return problem._replace(query=_narrow(problem.query), key=_narrow(problem.key), value=_narrow(problem.value))
 
 
 def _narrow(x: Tensor) -> Tensor:
