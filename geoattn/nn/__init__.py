@@ -2,6 +2,7 @@
 
 from geoattn.nn import graph
 from geoattn.nn.accelerate import accelerate, restore
+from geoattn.nn.dropout import dropout
 from geoattn.nn.graph import (
     GATConv,
     GATv2Conv,
@@ -24,6 +25,7 @@ __all__ = [
     "SurfaceAttention",
     "TransformerConv",
     "accelerate",
+    "dropout",
     "graph",
     "restore",
 ]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch_geometric.nn.dense import Linear
 from torch_geometric.nn.inits import glorot, ones, reset
 
+from geoattn.nn.dropout import dropout
 from geoattn.nn.graph._edges import add_rows, differentiable, edges_per_chunk
 from geoattn.ops import segment_sum, weighted_sum
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
@@ -115,13 +116,13 @@ class AEROGNN(nn.Module):
         """Classes of the nodes of a graph.
 
         Args:
-            x: Features of the nodes.
+            x: Features of the nodes, dense or sparse CSR.
             edge_index: The graph, as `geoattn.patterns.as_neighbors` takes it.
         """
         pattern = as_neighbors(edge_index, x.size(0), self_loops=self.add_self_loops)
         *perceptron, last = self.dense_lins
         for layer, lin in enumerate(perceptron):
-            x = F.dropout(F.elu(x) if layer else x, self.dropout, self.training)
+            x = dropout(F.elu(x) if layer else x, self.dropout, self.training)
             x = lin(x)
         h = x.view(-1, self.heads, self.hidden_channels)
         with torch.autocast(x.device.type, enabled=False):

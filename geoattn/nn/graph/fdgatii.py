@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn.dense import Linear
 
+from geoattn.nn.dropout import dropout
 from geoattn.ops import attend
 from geoattn.patterns import Adjacency, as_neighbors
 
@@ -186,7 +187,7 @@ class FDGATII(nn.Module):
         """Logits of every node's classes.
 
         Args:
-            x: Features of the nodes.
+            x: Features of the nodes, dense or sparse CSR.
             edge_index: The graph, see `FDGATIIConv.forward`.
         """
         x = x_0 = self.lin_in(self._dropout(x)).relu()
@@ -195,4 +196,4 @@ class FDGATII(nn.Module):
         return self.lin_out(self._dropout(x))
 
     def _dropout(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
