@@ -105,13 +105,15 @@ def exact(arguments):
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_equals_the_reference(name, score, dtype):
-    for index, groups, dim, width, shared in (
-        (torch.int64, 4, 16, 32, True),
-        (torch.int32, 2, 5, 3, False),
-        (torch.int64, 1, 33, 64, False),
+    for index, heads, groups, dim, width, shared in (
+        (torch.int64, 4, 4, 16, 32, True),
+        (torch.int32, 4, 2, 5, 3, False),
+        (torch.int64, 4, 1, 33, 64, False),
+        (torch.int64, 4, 4, 4, 8, False),
+        (torch.int32, 8, 8, 8, 4, True),
     ):
         pattern = random_pattern(dtype=index)
-        arguments = problem(pattern, score, 4, groups, dim, width, dtype, shared=shared)
+        arguments = problem(pattern, score, heads, groups, dim, width, dtype, shared=shared)
         expected = run("reference", pattern, exact(arguments))
         expected = {
             n: x.to(torch.promote_types(dtype, torch.float32) if n == "lse" else dtype) for n, x in expected.items()
@@ -136,7 +138,7 @@ WIDTHS = st.one_of(st.integers(1, 40), st.sampled_from([4, 8, 16, 32, 64]))
 @settings(max_examples=80)
 @given(
     patterns(), st.sampled_from(sorted(SCORES)), st.sampled_from([torch.float32, torch.float64]),
-    st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 6]), WIDTHS, WIDTHS,
+    st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([1, 2, 3, 4, 6]), WIDTHS, WIDTHS,
 )  # fmt: skip
 def test_any_pattern_and_width(pattern, score, dtype, groups, share, dim, width):
     arguments = problem(pattern, score, groups * share, groups, dim, width, dtype)

@@ -12,20 +12,6 @@ namespace {
 
 constexpr int kTile = 16;
 
-// Rows of [P, length]; L is the length, at compile time: whole vectors, or a part of one, which heads that lie side by
-// side then fill. L = 0 reads any length, head by head, with a last part.
-template <class T, int L>
-struct Span {
-  using A = Sum<T>;
-  static constexpr int W = kWidth<A>;
-  static constexpr int kHeads = L && L < W ? W / L : 1;  // read at once
-  static constexpr int kVectors = L * kHeads / W;        // that these take
-  int length;
-  INLINE int full() const { return L ? kVectors : length / W; }
-  INLINE int rest() const { return L ? 0 : length % W; }
-  INLINE int bytes() const { return (L ? kVectors * W : length) * static_cast<int>(sizeof(T)); }
-};
-
 template <class F, int... I>
 INLINE void each_(const F& f, std::integer_sequence<int, I...>) {
   (f(std::integral_constant<int, I>{}), ...);
@@ -72,7 +58,7 @@ struct Into {
   Sum<T> by;
   bool stream;  // out is aligned, and written around the cache
 
-  // N vectors, in the order of load_all.
+  // N vectors, in the order of load_all, or a part of one.
   template <int N>
   INLINE void begin(int64_t at, Vec<Sum<T>>* x) const {
     if (from)
@@ -88,6 +74,54 @@ struct Into {
       store_all<true, T, N>(out + at, x);
     else
       store_all<false, T, N>(out + at, x);
+  }
+  INLINE Vec<Sum<T>> begin_part(int64_t at, int n) const {
+    return from ? load_part(from + at, n) : Vec<Sum<T>>{};
+  }
+  INLINE void end_part(int64_t at, Vec<Sum<T>> x, int n) const {
+    out ? store_part(out + at, x * by, n) : store_part(sum + at, x, n);
+  }
+};
+
+constexpr int kAny = 0, kPart = -1;
+
+// Rows of [P, length]; L is the length, at compile time: whole vectors, or a part of one, which heads that lie side by
+// side then fill. L = kPart reads any length below a vector, and L = kAny any length, both head by head.
+template <class T, int L>
+struct Span {
+  using A = Sum<T>;
+  static constexpr int W = kWidth<A>;
+  static constexpr int kHeads = L > 0 && L < W ? W / L : 1;              // read at once
+  static constexpr int kVectors = L == kPart ? 1 : L * kHeads / W;       // that these take
+  int length;
+  INLINE int full() const { return L == kPart ? 0 : L ? kVectors : length / W; }
+  INLINE int rest() const { return L == kPart ? length : L ? 0 : length % W; }
+  INLINE int bytes() const { return (L > 0 ? kVectors * W : length) * static_cast<int>(sizeof(T)); }
+
+  // What is read at once, of a row and of sums.
+  INLINE void read(const T* p, Vec<A>* to) const {
+    if constexpr (L == kPart)
+      *to = load_part(p, length);
+    else
+      load_all<T, kVectors>(p, to);
+  }
+  INLINE void read_sums(const A* p, Vec<A>* to) const {
+    if constexpr (L == kPart)
+      *to = load_part(p, length);
+    else
+      load_sums<T, kVectors>(p, to);
+  }
+  INLINE void begin(const Into<T>& into, int h, Vec<A>* x) const {
+    if constexpr (L == kPart)
+      *x = into.begin_part(h * length, length);
+    else
+      into.template begin<kVectors>(h * L, x);
+  }
+  INLINE void end(const Into<T>& into, int h, Vec<A>* x) const {
+    if constexpr (L == kPart)
+      into.end_part(h * length, *x, length);
+    else
+      into.template end<kVectors>(h * L, x);
   }
 };
 
@@ -126,14 +160,14 @@ void dots(const Sum<T>* x, const Rows<T>& rows, int length, int count, Sum<T> by
   constexpr int W = kWidth<A>, S = Span<T, L>::kHeads, N = Span<T, L>::kVectors;
   const Span<T, L> span{length};
   Vec<A> own[N ? P / S * N : 1];
-  for (int h = 0; h < (N ? P : 0); h += S) load_sums<T, N>(x + h * L, own + h / S * N);
+  for (int h = 0; h < (N ? P : 0); h += S) span.read_sums(x + h * length, own + h / S * N);
   sums<A, P, S>(
       [&](int b, int h) LAMBDA_INLINE {
         const T* r = rows.at(b, h);
         rows.prefetch(b, h, span.bytes());
         if constexpr (N > 0) {
           Vec<A> y[N];
-          load_all<T, N>(r, y);
+          span.read(r, y);
           Vec<A> acc = own[h / S * N] * y[0];
           for (int n = 1; n < N; ++n) acc += own[h / S * N + n] * y[n];
           return acc;
@@ -160,7 +194,7 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
     constexpr int kChains = M * N <= 2 ? 2 : 1;
     for (int h = 0; h < P; h += M * S) {
       Vec<A> acc[kChains][M * N];
-      for (int m = 0; m < M; ++m) into.template begin<N>((h + m * S) * L, acc[0] + m * N);
+      for (int m = 0; m < M; ++m) span.begin(into, h + m * S, acc[0] + m * N);
       for (int n = 0; n < M * N; ++n) acc[kChains - 1][n] = kChains == 1 ? acc[0][n] : Vec<A>{};
       const auto add = [&](int b, int chain) LAMBDA_INLINE {
         // One load for all heads: loads are what this is bound by.
@@ -169,7 +203,7 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
           const T* r = rows.at(b, h + m * S);
           if (Prefetch) rows.prefetch(b, h + m * S, span.bytes());
           Vec<A> y[N];
-          load_all<T, N>(r, y);
+          span.read(r, y);
           for (int n = 0; n < N; ++n) acc[chain][m * N + n] += heads<M * S, m * S, S, A>(weights) * y[n];
         };
         each_(add_heads, std::make_integer_sequence<int, M>{});
@@ -180,7 +214,7 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
       if (b < count) add(b, 0);
       if (kChains > 1)
         for (int n = 0; n < M * N; ++n) acc[0][n] += acc[kChains - 1][n];
-      for (int m = 0; m < M; ++m) into.template end<N>((h + m * S) * L, acc[0] + m * N);
+      for (int m = 0; m < M; ++m) span.end(into, h + m * S, acc[0] + m * N);
     }
   } else {
     for (int h = 0; h < P; ++h) {
@@ -194,13 +228,9 @@ void add_rows(const Into<T>& into, const Sum<T>* weight, const Rows<T>& rows, in
       }
       const int begin = span.full() * W;
       if (span.rest()) {
-        const int at = h * length + begin;
-        Vec<A> acc = into.from ? load_part(into.from + at, span.rest()) : Vec<A>{};
+        Vec<A> acc = into.begin_part(h * length + begin, span.rest());
         for (int b = 0; b < count; ++b) acc += weight[b * P + h] * load_part(rows.at(b, h) + begin, span.rest());
-        if (into.out)
-          store_part(into.out + at, acc * into.by, span.rest());
-        else
-          store_part(into.sum + at, acc, span.rest());
+        into.end_part(h * length + begin, acc, span.rest());
       }
     }
   }
@@ -249,7 +279,7 @@ void additive(const Additive<T>& of, int length, int count, Sum<T>* score) {
         },
         count, A(1), score);
   };
-  if constexpr (L == 0)
+  if constexpr (L <= 0)
     all(of.edges.base != nullptr);
   else
     of.edges.base ? all(std::true_type{}) : all(std::false_type{});
@@ -266,7 +296,7 @@ void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, 
     Vec<A> total{};
     for (int b = 0; b < count; ++b) total += spread<S, A>(weight + b * P + h);
     const auto parts = [&](auto with_att, auto edges) LAMBDA_INLINE {
-      lanes<A>(0, S * length, [&](int64_t d, int n) LAMBDA_INLINE {
+      const auto part = [&](int64_t d, int n) LAMBDA_INLINE {
         const Vec<A> own = load_n(of.x + first + d, n);
         Vec<A> rising{}, leaked{}, leaked_rising{};
         for (int b = 0; b < count; ++b) {
@@ -287,7 +317,11 @@ void additive_backward(const Additive<T>& of, const Sum<T>* weight, int length, 
         if (!with_att || !grad_att) return;
         to = grad_att + first + d;
         store_n(to, load_n(to, n) + of.slope * leaked + (1 - of.slope) * leaked_rising, n);
-      });
+      };
+      if constexpr (S > 1)
+        part(0, kWidth<A>);
+      else
+        lanes<A>(0, length, part);
     };
     if (of.edges.base)
       parts(std::true_type{}, true);
@@ -331,7 +365,7 @@ void additive_single_backward(const Additive<T>& of, const Sum<T>* weight, int, 
   if (grad_att) store_n(grad_att, load_n(grad_att, P) + over_edges<P, A>(leaked, add), P);
 }
 
-// work(L): which of the functions for rows of length L, or 0 of any, suits a length; `dense`: heads lie side by side.
+// work(L): which of the functions, see Span, suits a length; `dense`: heads lie side by side.
 template <class T, int P, class Work>
 auto for_length(int64_t length, bool dense, const Work& work) {
   constexpr int W = kWidth<Sum<T>>;
@@ -340,19 +374,20 @@ auto for_length(int64_t length, bool dense, const Work& work) {
       if (length == 8 && dense) return work(std::integral_constant<int, 8>{});
     if constexpr (W > 4 && P >= W / 4)
       if (length == 4 && dense) return work(std::integral_constant<int, 4>{});
+    if (length < W) return work(std::integral_constant<int, kPart>{});
     if (length == W) return work(std::integral_constant<int, W>{});
     if (length == 2 * W) return work(std::integral_constant<int, 2 * W>{});
     if (length == 4 * W) return work(std::integral_constant<int, 4 * W>{});
   }
-  return work(std::integral_constant<int, 0>{});
+  return work(std::integral_constant<int, kAny>{});
 }
 
 // The functions for one length, chosen once per call.
 template <class T, int P>
 struct Kernels {
-  decltype(&dots<T, P, 0>) dots_;
-  decltype(&add_rows<T, P, 0, true>) add_rows_, add_rows_ahead_;  // the latter prefetches
-  decltype(&additive<T, P, 0>) additive_;
+  decltype(&dots<T, P, kAny>) dots_;
+  decltype(&add_rows<T, P, kAny, true>) add_rows_, add_rows_ahead_;  // the latter prefetches
+  decltype(&additive<T, P, kAny>) additive_;
   decltype(&additive_backward<T, P, 1>) additive_backward_;
 
   static Kernels of(int64_t length, bool dense) {
