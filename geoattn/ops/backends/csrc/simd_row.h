@@ -87,9 +87,10 @@ int for_heads(int64_t heads, const Work& work) {
   // What is not float32 or bfloat16 is not worth the code.
   constexpr bool kMany = std::is_same_v<T, float> || std::is_same_v<T, bf16>;
   if constexpr (kMany) {
+    if (heads % 4 == 2) return work(T{}, std::integral_constant<int, 2>{});  // blocks of more would not be full
+    if (heads % 8 == 4) return work(T{}, std::integral_constant<int, 4>{});
     if (heads > 4) return work(T{}, std::integral_constant<int, std::min(8, kWidth<Sum<T>>)>{});
-    if (heads > 2) return work(T{}, std::integral_constant<int, 4>{});
-    if (heads == 2) return work(T{}, std::integral_constant<int, 2>{});
+    if (heads > 1) return work(T{}, std::integral_constant<int, 4>{});
   }
   return work(T{}, std::integral_constant<int, 1>{});
 }
