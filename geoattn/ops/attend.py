@@ -94,7 +94,7 @@ def attend(
     Args:
         query: ``[N, H, D]``.
         key: ``[M, G, D]``; ``G`` divides ``H``, and each key head serves ``H / G`` consecutive query heads.
-        value: ``[M, G, C]``.
+        value: ``[M, G, C]``; where it is the very tensor given as ``key``, one gradient is made of both.
         pattern: Who attends to whom: `Neighbors` or `Windows`, of ``N`` queries and ``M`` keys. Where heads have
             patterns of their own (`Neighbors.per_head`), ``H`` below counts as 1 for what is given per edge.
         bias: Added to the scores: per edge and head for `Neighbors`, ``[E, H]`` or ``[E, 1]``, in the order of
@@ -126,9 +126,11 @@ def attend(
         >>> geoattn.attend(q, k, v, pattern).shape
         torch.Size([100, 4, 32])
     """
+    same = value is key
     query, key, value, edge_key, edge_value = fused.autocast(  # type: ignore[assignment]
         query.device.type, query, key, value, edge_key, edge_value
     )
+    value = key if same else value
     _check(query, key, value, pattern, bias, dropout, key_weight, edge_key, edge_value, att)
     if scale is None:
         scale = query.size(-1) ** -0.5
@@ -146,6 +148,8 @@ def attend(
         transpose = [] if columns is None else [columns.rowptr, columns.col, columns.edge_order]
         visits = pattern.visits() if name in ("cpu", None) else None
         of_keys = pattern.visits(transposed=True) if name in ("cpu", None) and columns is not None else None
+        if problem.value is problem.key:
+            problem = problem._replace(value=None)  # type: ignore[arg-type]  # one gradient for both
         settings = problem[:-2]  # without first_edge and visits
         out, lse = fused.attend(*settings, transpose, [*(visits or ())], [*(of_keys or ())], name)
     else:

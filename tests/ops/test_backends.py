@@ -295,6 +295,105 @@ def test_strides_do_not_matter(name):
         torch.testing.assert_close(grad, grads if x is whole else grads.permute(3, 2, 1, 0))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("score", ["everything", "gatv2_edges"])
+@pytest.mark.parametrize("name", FAST)
+def test_rows_of_every_length(name, score, dropout):
+    """Below and above a tile of 16 edges and a batch of 128, which the kernels for CPUs treat differently."""
+    lengths = [0, 300, 1, 15, 16, 17, 128, 129, 2, 100, 64, 0, 40]
+    rowptr = torch.tensor([0, *lengths]).cumsum(0)
+    pattern = Neighbors(rowptr, torch.randint(50, (sum(lengths),), generator=torch.Generator().manual_seed(0)), 50)
+    arguments = problem(pattern, score, heads=6, groups=3, dim=8, width=8)
+    options = {"dropout": dropout} if dropout else {}
+    assert_same(
+        run(name, pattern, arguments, **options), run("reference", pattern, arguments, **options), torch.float64
+    )
+
+
+@pytest.mark.parametrize("score", ["dot", "everything", "gatv2_edges", "gat"])
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(4, 4, 8), (8, 8, 4), (3, 3, 16), (4, 2, 16), (2, 1, 5)])
+@pytest.mark.parametrize("name", FAST)
+def test_one_gradient_of_keys_that_are_the_values(name, heads, groups, dim, score):
+    pattern = random_pattern(30, 20, 900)  # rows of more than a tile
+    pattern = Neighbors(pattern.rowptr, pattern.col.where(pattern.col != 3, 4), 20)  # a key without queries
+    arguments = problem(pattern, score, heads, groups, dim, 1 if score == "gat" else dim)
+    del arguments["value"]
+
+    def found(backend, key_of, value_of):
+        with geoattn.backend(backend):
+            both = {"key": key_of(arguments["key"]), "value": value_of(arguments["key"])}
+            out = attend(pattern=pattern, **{**arguments, **both})
+            return torch.autograd.grad(out.square().sum(), list(arguments.values()))
+
+    for one, two in zip(
+        found(name, lambda x: x, lambda x: x), found("reference", torch.clone, torch.clone), strict=True
+    ):
+        torch.testing.assert_close(one, two, **TOLERANCE[torch.float64])
+    # Views are tensors of their own, as are their gradients.
+    key, value = arguments["key"].detach(), arguments["key"].detach()
+    key.requires_grad_(), value.requires_grad_()
+    with geoattn.backend(name):
+        out = attend(pattern=pattern, **{**arguments, "key": key, "value": value})
+    of_key, of_value = torch.autograd.grad(out.square().sum(), [key, value])
+    with geoattn.backend(name):
+        whole = torch.autograd.grad(
+            attend(pattern=pattern, **{**arguments, "value": arguments["key"]}).square().sum(), arguments["key"]
+        )
+    torch.testing.assert_close(of_key + of_value, *whole, **TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("score", ["dot", "gatv2_edges"])
+@pytest.mark.parametrize("name", FAST)
+def test_keys_that_are_the_values_in_second_derivatives_autocast_and_compiled(name, score):
+    pattern = random_pattern(6, 5, 20)
+    a = problem(pattern, score, 4, 4, 3, 3)
+    del a["value"]
+
+    def function(*tensors):
+        named = dict(zip(a, tensors, strict=True))
+        return attend(pattern=pattern, value=named["key"], **named)
+
+    with geoattn.backend(name):
+        assert torch.autograd.gradcheck(function, tuple(a.values()))
+        assert torch.autograd.gradgradcheck(function, tuple(a.values()))
+        expected = torch.autograd.grad(function(*a.values()).sum(), list(a.values()))
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(torch.autograd.grad(compiled(*a.values()).sum(), list(a.values())), expected)
+        single = {n: x.detach().float().requires_grad_() for n, x in a.items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(*single.values())
+        assert out.dtype == torch.bfloat16
+        for half, full in zip(torch.autograd.grad(out.sum(), list(single.values())), expected, strict=True):
+            torch.testing.assert_close(half.double(), full, rtol=0.1, atol=0.05 * full.abs().max().item())
+
+
+@pytest.mark.skipif("cpu" not in FAST, reason="the kernels for CPUs were not built")
+def test_on_a_cpu_the_output_is_not_kept_and_may_be_changed():
+    pattern = random_pattern(50, 40, 900)
+    a = problem(pattern, "dot")
+    expected = run("reference", pattern, a)["query"]
+    make = torch.Generator().manual_seed(1)
+    with geoattn.backend("cpu"):
+        out, lse = attend(pattern=pattern, return_lse=True, **a)
+        of_out, of_lse = (torch.randn(x.shape, generator=make, dtype=x.dtype) for x in (out, lse))
+        out.add_(1)
+        (found,) = torch.autograd.grad([out, lse], [a["query"]], [of_out, of_lse])
+    torch.testing.assert_close(found, expected, **TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("edges", [10, 100, 1000])
+@pytest.mark.skipif("cpu" not in FAST, reason="the kernels for CPUs were not built")
+def test_gradients_that_cancel_do_so_in_half_types(edges):
+    """All edges of the query lead to one key: its scores do not matter, whatever the output is rounded to."""
+    pattern = Neighbors(torch.tensor([0, edges]), torch.zeros(edges, dtype=torch.int64), 1)
+    a = problem(pattern, "dot", 4, 4, 16, 16, torch.bfloat16)
+    with geoattn.backend("cpu"):
+        of_query, of_key, of_value = torch.autograd.grad(attend(pattern=pattern, **a).square().sum(), list(a.values()))
+    largest = of_value.abs().max()
+    assert of_query.abs().max() < 1e-4 * largest
+    assert of_key.abs().max() < 1e-4 * largest
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_keys_may_be_the_values_and_gradients_only_where_asked(name):
     pattern = random_pattern(25, 25)

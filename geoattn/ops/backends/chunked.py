@@ -16,6 +16,8 @@ from torch import Tensor
 from geoattn.ops.backends import reference
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
 
+READS_OUT = True  # in its backward pass
+
 # Numbers in the largest temporary of a chunk.
 _CHUNK = {"cpu": 1 << 19}
 _CHUNK_ELSEWHERE = 1 << 26

@@ -18,6 +18,7 @@ from torch import Tensor
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
 from geoattn.patterns.visits import Visits
 
+READS_OUT = False  # in its backward pass
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 _INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
 
@@ -60,14 +61,16 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     query, heads = problem.query, problem.query.size(1)
     out = query.new_empty(query.size(0), heads, problem.value.size(2))
     lse = query.new_empty(query.size(0), heads, dtype=problem.sum_dtype)
-    run("geoattn_attend_forward", _call(problem, out, lse))
+    call = _call(problem, lse)
+    call.out = out.data_ptr()
+    run("geoattn_attend_forward", call)
     return out, lse
 
 
 def backward(
     problem: Problem,
     transpose: Transpose | None,
-    out: Tensor,
+    out: Tensor | None,
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -75,14 +78,19 @@ def backward(
 ) -> Gradients:
     """Gradients of the inputs named in ``needs``; those of keys and values need the ``transpose``.
 
+    Where values are the keys and scores additive, both gradients are summed into that of keys.
+
     Raises:
         IndexError: If a key is out of range.
     """
+    one = problem.value is problem.key and problem.att is not None and {"key", "value"}.issubset(needs)
     problem = _side_by_side(problem)
     grads = {}
     for name in needs:
+        if name == "value" and one:
+            continue
         grads[name] = torch.empty_like(getattr(problem, name), memory_format=torch.contiguous_format)
-    call = _call(problem, out, lse)
+    call = _call(problem, lse)
     grad_out = _narrow(grad_out if grad_out.stride(2) == 1 else grad_out.contiguous())
     call.grad_out, call.grad_out_stride = grad_out.data_ptr(), strides(grad_out)
     if grad_lse is not None:
@@ -92,12 +100,16 @@ def backward(
         call.columns = c_visits(transpose.visits or Visits(transpose.rowptr, transpose.row, transpose.order, None))
     for name, grad in grads.items():
         setattr(call, f"grad_{name}", grad.data_ptr())
+    if one:
+        call.grad_value = call.grad_key
     run("geoattn_attend_backward", call)
     return Gradients(**grads)
 
 
 def _side_by_side(problem: Problem) -> Problem:
-    return problem._replace(query=_narrow(problem.query), key=_narrow(problem.key), value=_narrow(problem.value))
+    query, key = _narrow(problem.query), _narrow(problem.key)
+    value = key if problem.value is problem.key else _narrow(problem.value)
+    return problem._replace(query=query, key=key, value=value)
 
 
 def _narrow(x: Tensor) -> Tensor:
@@ -133,7 +145,7 @@ class _Call(ctypes.Structure):
     ]
 
 
-def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
+def _call(problem: Problem, lse: Tensor) -> _Call:
     query, key, value, rowptr, col = problem[:5]
     call = _Call(
         queries=query.size(0),
@@ -154,7 +166,6 @@ def _call(problem: Problem, out: Tensor, lse: Tensor) -> _Call:
         negative_slope=problem.negative_slope,
         dropout=problem.dropout,
         seed=0 if problem.seed is None else int(problem.seed),
-        out=out.data_ptr(),
         lse=lse.data_ptr(),
         dtype=DTYPES.index(query.dtype),
         threads=torch.get_num_threads(),

@@ -1,7 +1,8 @@
 """`attend` over `Neighbors` as an operator of torch: autograd, `torch.compile`, `torch.export`, autocast see one node.
 
-It keeps its inputs, its output and the log-sum-exp for the backward pass, and nothing per edge. A backward pass that is
-to be differentiated again runs the reference formulas instead, which are right to any order.
+It keeps its inputs and the log-sum-exp for the backward pass, its output where the backend reads it there, and nothing
+per edge. A backward pass that is to be differentiated again runs the reference formulas instead, which are right to any
+order.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ OWN_GRADIENTS = ("torch", "cpu", "triton", None)
 _NAMES = Gradients._fields
 
 
-# The fields of `Problem`; the tensors of `Transpose` (none where no gradient needs them); those of the `Visits` of both
-# (none where they have none); and the backend.
+# The fields of `Problem`, without the values where those are the keys: there is one gradient then, that of keys; the
+# tensors of `Transpose` (none where no gradient needs them); those of the `Visits` of both (none where they have none);
+# and the backend.
 _ARGUMENTS = """
-    Tensor query, Tensor key, Tensor value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
+    Tensor query, Tensor key, Tensor? value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
     Tensor? edge_key, Tensor? edge_value, Tensor? att, float scale, float negative_slope, float dropout, Tensor? seed,
     Tensor[] transpose, Tensor[] visits, Tensor[] transpose_visits, str? backend
 """
@@ -41,40 +43,45 @@ def attend(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 @attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
     lse_dtype = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty(*query.shape[:2], value.size(2)), query.new_empty(query.shape[:2], dtype=lse_dtype)
+    width = (key if value is None else value).size(2)
+    return query.new_empty(*query.shape[:2], width), query.new_empty(query.shape[:2], dtype=lse_dtype)
 
 
 @torch.library.custom_op(
     "geoattn::attend_backward",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, bool[] needs) -> Tensor[]",
+    schema=f"({_ARGUMENTS}, Tensor? out, Tensor lse, Tensor grad_out, Tensor? grad_lse, bool[] needs) -> Tensor[]",
 )
 def attend_backward(*arguments: Any) -> list[Tensor]:
     """Gradients in the order of `Gradients`, empty where ``needs`` is False."""
     *arguments_, out, lse, grad_out, grad_lse, needs = arguments
     problem, transpose, backend = _read(arguments_)
     names = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
+    if arguments[2] is None and "key" in names:
+        names.append("value")
     grads = choose(problem, backend).backward(problem, transpose, out, lse, grad_out, grad_lse, names)
-    return [out.new_empty(0) if grad is None else grad for grad in grads]
+    if arguments[2] is None and grads.value is not None:
+        grads = grads._replace(key=grads.key.add_(grads.value), value=None)
+    return [lse.new_empty(0) if grad is None else grad for grad in grads]
 
 
 @attend_backward.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    inputs, needs = arguments[:3] + arguments[5:10], arguments[-1]
-    return [
-        x.new_empty(x.shape) if needed else arguments[0].new_empty(0) for x, needed in zip(inputs, needs, strict=True)
-    ]
+    inputs, lse, needs = arguments[:3] + arguments[5:10], arguments[-4], arguments[-1]
+    return [x.new_empty(x.shape) if needed else lse.new_empty(0) for x, needed in zip(inputs, needs, strict=True)]
 
 
 def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | None]:
     """With the strides that `Problem` promises."""
     query, key, value, *others, seed, transpose, visits, transpose_visits, backend = arguments
-    rows = [x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value)]
+    query, key, value = [x if x is None or x.stride(2) == 1 else x.contiguous() for x in (query, key, value)]
     others = [x.contiguous() if isinstance(x, Tensor) else x for x in others]
     number = None if seed is None else int(seed)
-    problem = Problem._make([*rows, *others, number, 0, Visits(*visits) if visits else None])
+    problem = Problem._make(
+        [query, key, key if value is None else value, *others, number, 0, Visits(*visits) if visits else None]
+    )
     if not transpose:
         return problem, None, backend
     rowptr, row, order = transpose
@@ -83,9 +90,14 @@ def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | No
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, scale, negative_slope, dropout, seed, transpose, visits, transpose_visits, backend = inputs
+    query, key, value, *others = inputs[:13]
+    problem = Problem._make([query, key, key if value is None else value, *others, None, 0, None])
+    out, lse = output
+    if not choose(problem, backend).READS_OUT:
+        out = None
     ctx.settings, ctx.backend = (scale, negative_slope, dropout), backend
     ctx.lengths = [len(transpose), len(visits), len(transpose_visits)]
-    ctx.save_for_backward(*tensors, seed, *transpose, *visits, *transpose_visits, *output)
+    ctx.save_for_backward(*tensors, seed, *transpose, *visits, *transpose_visits, out, lse)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
@@ -116,6 +128,8 @@ def _differentiable(
     places = [place for place, needed in zip((0, 1, 2, 5, 6, 7, 8, 9), needs, strict=True) if needed]
     for place in places:
         tensors[place] = tensors[place].view_as(tensors[place])  # where this backward pass ends
+    if tensors[2] is None:
+        tensors[2] = tensors[1]
     out, lse = reference.forward(Problem._make([*tensors, *settings, seed, 0, None]))
     outputs, upstream = [out], [grad_out]
     if grad_lse is not None:
@@ -136,7 +150,7 @@ def autocast(device: str, *tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _register_autocast(device: str) -> None:
-    def cast(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def cast(query: Tensor, key: Tensor, value: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
         rowptr, col, bias, log_weight, edge_key, edge_value, *others = rest
         query_, key_, value_, edge_key, edge_value = autocast(device, query, key, value, edge_key, edge_value)
         with torch.autocast(device, enabled=False):

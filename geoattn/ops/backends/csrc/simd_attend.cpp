@@ -31,8 +31,8 @@ struct Call {
   int64_t bias_heads, weight_heads, edge_key_heads, edge_value_heads;
   double scale, negative_slope, dropout;
   uint64_t seed;
-  void *out, *lse;
-  // Of the backward pass only.
+  void *out, *lse;  // the backward pass reads lse alone
+  // Of the backward pass only. grad_value may be grad_key where scores are additive: then it is the sum of both.
   Visits columns;  // the transpose
   const void *grad_out, *grad_lse;
   int64_t grad_out_stride[2];
@@ -363,41 +363,70 @@ struct Attention {
     return room;
   }
 
-  // Both steps for a tile of queries; leaves what the transpose needs to know in `own`, the stats of the row.
-  INLINE void chain_row(const Tile& tile, int64_t h, A* score, A* upstream, A* own) const {
-    alignas(64) A room[kScores];
-    const A* kept = kept_of(tile, h, room);
+  // Of a tile of queries: from scores to p, from upstream gradients to d, and, if `sum`, its part of sum p d. Leaves what
+  // the transpose needs to know in `own`, the stats of the row.
+  INLINE void weigh_row(const Tile& tile, int64_t h, A* score, A* upstream, const A* kept, bool sum, A* own) const {
     const Vec<A> lse = of_heads(call.lse, tile.row, h);
     const Mask<A> empty = lse == -INFINITY;
     const Vec<A> shift = empty ? Vec<A>{} : lse;
     weigh(tile, score, upstream, kept, [&](int) LAMBDA_INLINE { return shift; });
+    if (!sum) return;
     Vec<A> delta{};
-    if (tile.first && tile.last) {
-      for (int v = 0; v < vectors(tile); ++v) {
-        const Vec<A> p = load(score + v * W);
-        delta += p != 0 ? p * load(upstream + v * W) : Vec<A>{};  // lanes beyond the edges hold anything
-      }
-      delta = over_edges<P, A>(delta, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
+    for (int v = 0; v < vectors(tile); ++v) {
+      const Vec<A> p = load(score + v * W);
+      delta += p != 0 ? p * load(upstream + v * W) : Vec<A>{};  // lanes beyond the edges hold anything
+    }
+    delta = over_edges<P, A>(delta, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
+    if (!tile.first) {
+      delta += repeat(load_part(own + P, P));
     } else {
-      if (tile.first) delta_from_out(tile.row, h, own + P);
-      delta = repeat(load_part(own + P, P));
-    }
-    if (tile.first) {
-      if (call.grad_lse) delta -= empty ? Vec<A>{} : of_heads(call.grad_lse, tile.row, h);
       store_heads(own, shift);
-      store_heads(own + P, delta);
+      if (call.grad_lse) delta -= empty ? Vec<A>{} : of_heads(call.grad_lse, tile.row, h);
     }
-    chain(tile, score, upstream, kept, [&](int) LAMBDA_INLINE { return delta; });
+    store_heads(own + P, delta);
   }
-  // grad_out . out in the heads of a block, before a row's tiles have all been seen.
-  NOINLINE void delta_from_out(int64_t i, int64_t h, A* to) const {
-    for (int64_t p = 0; p < P && h + p < H; ++p) {
-      const T* grad = row_of<T>(call.grad_out, call.grad_out_stride, i) + (h + p) * call.grad_out_stride[1];
-      const T* out = static_cast<const T*>(call.out) + (i * H + h + p) * C;
-      A sum = 0;
-      for (int64_t c = 0; c < C; ++c) sum += static_cast<A>(grad[c]) * static_cast<A>(out[c]);
-      to[p] = sum;
+
+  // What is known of the tiles of a batch along queries.
+  struct OfRows {
+    const A *query[kBatch], *grad[kBatch];
+    Buffer<A> query_room, grad_room, score, upstream, kept;  // the last is empty without dropout
+    explicit OfRows(const Attention& of)
+        : query_room(kBatch * of.padded * of.D), grad_room(kBatch * of.padded * of.C),
+          score(kBatch * of.blocks * kScores), upstream(kBatch * of.blocks * kScores),
+          kept(of.call.dropout > 0 ? kBatch * of.blocks * kScores : 1) {}
+  };
+  // Fills it. delta is summed over rows that are whole in the batch, or, if `parts`, over all.
+  INLINE void weigh_rows(const Side& side, Batch& batch, OfRows& of, bool parts) const {
+    for (const Tile& tile : batch) {
+      const int t = batch.index(tile);
+      prefetch_row<T>(call.query, call.query_stride, H, D, tile.row_ahead);
+      prefetch_row<T>(call.grad_out, call.grad_out_stride, H, C, tile.row_ahead);
+      of.query[t] = own(call.query, call.query_stride, tile.row, in_query, D, of.query_room + t * padded * D);
+      of.grad[t] = own(call.grad_out, call.grad_out_stride, tile.row, in_grad_out, C, of.grad_room + t * padded * C);
+      for (int64_t k = 0; k < blocks; ++k) {
+        const int64_t h = k * P, at = (t * blocks + k) * kScores;
+        const A *q = of.query[t] + h * D, *g = of.grad[t] + h * C;
+        scores(tile, side, q, h, q, [&](int b) { return tile.node[b]; }, of.score + at);
+        of_width.dots_(g, rows_opposite(side, tile, h), static_cast<int>(C), tile.count, A(1), of.upstream + at);
+        if (call.edge_value) {
+          alignas(64) A more[kScores];
+          of_width.dots_(g, edge_values(tile, h), static_cast<int>(C), tile.count, A(1), more);
+          add(of.upstream + at, more, tile.count);
+        }
+      }
     }
+    for (const Tile& tile : batch) {
+      for (int64_t k = 0; k < blocks; ++k) {
+        const int64_t at = (batch.index(tile) * blocks + k) * kScores;
+        const A* kept = kept_of(tile, k * P, of.kept + (call.dropout > 0 ? at : 0));
+        weigh_row(tile, k * P, of.score + at, of.upstream + at, kept, tile.whole || parts,
+                  stats + (tile.row * blocks + k) * 2 * P);
+      }
+    }
+  }
+  // delta of a row that does not fit into a batch: its tiles are gone through once more, beforehand.
+  NOINLINE void weigh_long_row(const Side& side, int64_t visit, OfRows& of) const {
+    side.walk.batches(visit, visit + 1, [&](Batch& batch) { weigh_rows(side, batch, of, true); });
   }
 
   void along_queries() {
@@ -408,34 +437,19 @@ struct Attention {
     std::vector<A> att_parts;  // one sum per block of rows, so that its order does not depend on threads
     if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * padded * D);
     parallel_blocks(call.queries, step, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      Buffer<A> query(kBatch * padded * D), grad(kBatch * padded * C), sum(padded * D), grad_bias(kTile),
-          edge_key(kTile * D), edge_value(kTile * C), score(kBatch * blocks * kScores),
-          upstream(kBatch * blocks * kScores);
+      Buffer<A> sum(padded * D), grad_bias(kTile), edge_key(kTile * D), edge_value(kTile * C);
+      OfRows of(*this);
       A* grad_att = call.grad_att ? att_parts.data() + from / step * padded * D : nullptr;
       side.walk.batches(from, to, [&](Batch& batch) {
-        const A *queries[kBatch], *grads[kBatch];
-        for (const Tile& tile : batch) {
-          const int t = batch.index(tile);
-          prefetch_row<T>(call.query, call.query_stride, H, D, tile.row_ahead);
-          prefetch_row<T>(call.grad_out, call.grad_out_stride, H, C, tile.row_ahead);
-          queries[t] = own(call.query, call.query_stride, tile.row, in_query, D, query + t * padded * D);
-          grads[t] = own(call.grad_out, call.grad_out_stride, tile.row, in_grad_out, C, grad + t * padded * C);
-          for (int64_t k = 0; k < blocks; ++k) {
-            const int64_t h = k * P, at = (t * blocks + k) * kScores;
-            const A *q = queries[t] + h * D, *g = grads[t] + h * C;
-            scores(tile, side, q, h, q, [&](int b) { return tile.node[b]; }, score + at);
-            of_width.dots_(g, rows_opposite(side, tile, h), static_cast<int>(C), tile.count, A(1), upstream + at);
-            if (call.edge_value) {
-              alignas(64) A more[kScores];
-              of_width.dots_(g, edge_values(tile, h), static_cast<int>(C), tile.count, A(1), more);
-              add(upstream + at, more, tile.count);
-            }
-          }
-        }
+        for (const Tile& tile : batch)
+          if (tile.first && !tile.whole) weigh_long_row(side, tile.visit, of);
+        weigh_rows(side, batch, of, false);
         for (const Tile& tile : batch) {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t at = (batch.index(tile) * blocks + k) * kScores;
-            chain_row(tile, k * P, score + at, upstream + at, stats + (tile.row * blocks + k) * 2 * P);
+            const Vec<A> delta = repeat(load_part(stats + (tile.row * blocks + k) * 2 * P + P, P));
+            chain(tile, of.score + at, of.upstream + at, call.dropout > 0 ? of.kept + at : nullptr,
+                  [&](int) LAMBDA_INLINE { return delta; });
           }
         }
         for (const Tile& tile : batch) {
@@ -443,7 +457,7 @@ struct Attention {
           if (call.att && tile.first) std::fill(sum + 0, sum + padded * D, A(0));
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
-            const A *q = queries[t] + h * D, *g = grads[t] + h * C, *weight = score + at, *ds = upstream + at;
+            const A *q = of.query[t] + h * D, *g = of.grad[t] + h * C, *weight = of.score + at, *ds = of.upstream + at;
             if (call.att) {
               if (call.grad_query || call.grad_att)
                 of_dim.additive_backward_(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
@@ -519,6 +533,7 @@ struct Attention {
     const int64_t whole = G == H ? H / P * P : 0;  // heads that have a key and a value of their own
     const Target<T, P> grad_key(call.grad_key, call.keys, G, D, call.att ? 0 : whole, call.att ? A(1) : scale);
     const Target<T, P> grad_value(call.grad_value, call.keys, G, C, whole, 1);
+    const bool one = call.grad_key == call.grad_value;  // of both
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> key(kBatch * padded * D), value(kBatch * padded * C), sum_key(padded * D), sum_value(padded * C),
           sum_weight(padded), score(kBatch * blocks * kScores), upstream(kBatch * blocks * kScores);
@@ -578,20 +593,21 @@ struct Attention {
                                  static_cast<int>(D), n);
             }
             if (call.grad_value)
-              of_width.add_rows_(grad_value.into(tile, sum_value, h, false, true), weight, rows_opposite(side, tile, h),
-                                 static_cast<int>(C), n);
+              of_width.add_rows_(grad_value.into(tile, one ? sum_key : sum_value, h, one, true), weight,
+                                 rows_opposite(side, tile, h), static_cast<int>(C), n);
             if (call.grad_log_weight)
               for (int b = 0; b < n; ++b)
                 for (int p = 0; p < P; ++p) sum_weight[h + p] += ds[b * P + p];
           }
           if (!tile.last) continue;
-          if (call.grad_key) {
+          if (call.grad_key && !one) {
             share(sum_key, D);
             grad_key.write_rest(tile.row, sum_key);
           }
           if (call.grad_value) {
-            share(sum_value, C);
-            grad_value.write_rest(tile.row, sum_value);
+            A* sum = one ? sum_key : sum_value;
+            share(sum, C);
+            grad_value.write_rest(tile.row, sum);
           }
           if (call.grad_log_weight) {
             A* to = static_cast<A*>(call.grad_log_weight) + tile.row * call.weight_heads;

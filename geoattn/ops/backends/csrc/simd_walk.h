@@ -10,9 +10,9 @@
 namespace GEOATTN_NAMESPACE {
 namespace {
 
-constexpr int kBatch = 3;        // tiles
+constexpr int kBatch = 8;        // tiles; gradients of longer rows cost a second look
 constexpr int kBatchEdges = 24;  // a batch that has so many takes no further tile
-constexpr int kWindow = 256;     // edges whose numbers are read at once
+constexpr int kWindow = 384;     // edges whose numbers are read at once
 
 // Compressed rows in any order: where each begins, the node at the other end of every edge, the position of every edge
 // in col, which row each is. The last two are null where they count up from 0.
@@ -34,8 +34,9 @@ struct Visits {
 
 // Up to 16 edges of a row.
 struct Tile {
-  int64_t row, row_ahead;
-  bool first, last;  // of its row
+  int64_t visit, row, row_ahead;  // the number of the row in the walk; which one it is; one that comes later
+  bool first, last;               // of its row
+  bool whole;                     // all tiles of its row are in its batch
   int count;
   const int64_t *node, *edge;  // known for kAhead edges beyond the tile, too
 };
@@ -57,19 +58,26 @@ class Walk {
       : visits_(visits), rows_(rows), others_(others), edges_(edges), positions_(positions), error_(error) {}
 
   // Calls work(batch) for the tiles of rows `from` to `to`, in their order. One step after the other is done for all
-  // tiles of a batch, so that the steps of short rows do not wait for each other. An empty row has a tile, too.
+  // tiles of a batch, so that the steps of short rows do not wait for each other; a row that fits into a batch is not
+  // divided. An empty row has a tile, too.
   template <class Work>
   INLINE void batches(int64_t from, int64_t to, const Work& work) const {
     Window window;
     Batch batch;
     int64_t i = from, begin = visits_.number(visits_.ptr, from), end = begin;
-    bool first = true;
+    bool first = true, whole = false;
     while (i < to) {
       if (begin + kReach > window.end && !move(begin, window)) return;
       int edges = 0;
-      for (batch.count = 0; batch.count < kBatch && edges < kBatchEdges && i < to; ++batch.count) {
-        if (first) end = visits_.number(visits_.ptr, i + 1);
+      for (batch.count = 0; batch.count < kBatch && i < to; ++batch.count) {
+        if (edges >= kBatchEdges && (first || !whole)) break;
+        if (first) {
+          end = visits_.number(visits_.ptr, i + 1);
+          whole = end - begin <= kBatch * kTile;
+          if (whole && end - begin > (kBatch - batch.count) * kTile) break;
+        }
         Tile& tile = batch.tile[batch.count];
+        tile.visit = i, tile.whole = whole;
         tile.row = visits_.row_at(i), tile.row_ahead = visits_.row_at(std::min(i + kBatch, rows_ - 1));
         if (end < begin || end > edges_ || !inside(tile.row, rows_)) {
           error_ = 2;
@@ -87,7 +95,7 @@ class Walk {
   }
 
  private:
-  static constexpr int kReach = kBatchEdges + kTile + kAhead;  // of a batch, with what is prefetched meanwhile
+  static constexpr int kReach = kBatch * kTile + kAhead;  // of a batch, with what is prefetched meanwhile
 
   // Numbers of consecutive edges; those after the last edge of all repeat the first here.
   struct Window {

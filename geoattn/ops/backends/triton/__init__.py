@@ -18,6 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from geoattn.ops.backends.problem import Gradients, Problem, Transpose
 
+READS_OUT = True  # in its backward pass
+
 # Rows with more edges than this are long: a program of several warps walks them in larger tiles.
 _LONG = 64
 # A lane's share of one gathered tile, in 4-byte words. Two tiles are live at a time (keys and values, or queries and
