@@ -93,11 +93,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     query, key, value, *others = inputs[:13]
     problem = Problem._make([query, key, key if value is None else value, *others, None, 0, None])
     out, lse = output
-    if not choose(problem, backend).READS_OUT:
-        out = None
+    kept = out if choose(problem, backend).READS_OUT else None
     ctx.settings, ctx.backend = (scale, negative_slope, dropout), backend
     ctx.lengths = [len(transpose), len(visits), len(transpose_visits)]
-    ctx.save_for_backward(*tensors, seed, *transpose, *visits, *transpose_visits, out, lse)
+    ctx.save_for_backward(*tensors, seed, *transpose, *visits, *transpose_visits, kept, lse)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
