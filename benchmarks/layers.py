@@ -1,4 +1,4 @@
-"""Whole layers against PyG's: vector attention, layers with their projections, and threads between matrix products.
+"""Vector attention against PyG's, and a layer between matrix products: threads that wait for each other.
 
 python -m benchmarks.layers
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import MLP, GATv2Conv, PointTransformerConv, TransformerConv
+from torch_geometric.nn import MLP, PointTransformerConv
 
 from benchmarks import graphs, peers
 from benchmarks.harness import (
@@ -39,8 +39,6 @@ SIZE = 100_000
 TEXT = {
     "vector": f"Vector attention, C = {CHANNELS}, a two-layer network on positions",
     "vector-scores": f"Vector attention, C = {CHANNELS}, two-layer networks on positions and on scores",
-    "transformer": f"TransformerConv, {HEADS * WIDTH} channels, H = {HEADS}, with its projections and root weight",
-    "gatv2": f"GATv2Conv, {HEADS * WIDTH} channels, H = {HEADS}, with its projections",
     "between-products": f"Linear, attention, Linear: {HEADS * WIDTH} channels, H = {HEADS}",
 }
 VECTOR_BARS = {"cpu": (1.8, 1.3), "torch": (1.5, 1.2)}
@@ -77,52 +75,6 @@ def vector(job: Job, score_network: bool) -> Factories:
         return Variant(lambda: conv(x, pos, edge_index), inputs, grad)
 
     return {"PyG PointTransformerConv": peer, **{n: lambda n=n: ours(n) for n in fast_backends(job.device)}}
-
-
-def transformer(job: Job) -> Factories:
-    """PyG's TransformerConv, and `attend` between its own projections."""
-    pattern = _pattern(job)
-    conv = TransformerConv(HEADS * WIDTH, WIDTH, HEADS).to(job.device)
-    x, grad = _features(job, HEADS * WIDTH)
-    inputs = (x, *conv.parameters())
-
-    def ours(name: str) -> Variant:
-        attend = attend_on(name, pattern)
-
-        def forward() -> Tensor:
-            qkv = (linear(x).view(-1, HEADS, WIDTH) for linear in (conv.lin_query, conv.lin_key, conv.lin_value))
-            return attend(*qkv).flatten(1) + conv.lin_skip(x)
-
-        return Variant(forward, inputs, grad)
-
-    def peer() -> Variant:
-        edge_index = pattern.to_edge_index()
-        return Variant(lambda: conv(x, edge_index), inputs, grad)
-
-    return {"PyG TransformerConv": peer, **{n: lambda n=n: ours(n) for n in fast_backends(job.device)}}
-
-
-def gatv2(job: Job) -> Factories:
-    """PyG's GATv2Conv, and `attend` between its own projections."""
-    pattern = _pattern(job)
-    conv = GATv2Conv(HEADS * WIDTH, WIDTH, HEADS, add_self_loops=False).to(job.device)
-    x, grad = _features(job, HEADS * WIDTH)
-    inputs = (x, *conv.parameters())
-
-    def ours(name: str) -> Variant:
-        attend = attend_on(name, pattern, negative_slope=conv.negative_slope)
-
-        def forward() -> Tensor:
-            source, target = (linear(x).view(-1, HEADS, WIDTH) for linear in (conv.lin_l, conv.lin_r))
-            return attend(target, source, source, att=conv.att[0]).flatten(1) + conv.bias
-
-        return Variant(forward, inputs, grad)
-
-    def peer() -> Variant:
-        edge_index = pattern.to_edge_index()
-        return Variant(lambda: conv(x, edge_index), inputs, grad)
-
-    return {"PyG GATv2Conv": peer, **{n: lambda n=n: ours(n) for n in fast_backends(job.device)}}
 
 
 def between_products(job: Job) -> Factories:
@@ -178,8 +130,6 @@ def _features(job: Job, channels: int) -> tuple[Tensor, Tensor]:
 CASES = {
     "vector": lambda job: vector(job, score_network=False),
     "vector-scores": lambda job: vector(job, score_network=True),
-    "transformer": transformer,
-    "gatv2": gatv2,
     "between-products": between_products,
 }
 

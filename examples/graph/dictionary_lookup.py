@@ -109,16 +109,17 @@ def right(model: nn.Module, graphs: Tensor) -> float:
 
 
 def plot(table: dict[tuple[str, int, int], Answers], path: Path) -> None:
-    """Draw right answers against the size, in training (full lines) and in testing (dotted)."""
-    figure = require("matplotlib.figure", "viz").Figure(figsize=(6.4, 3), layout="constrained")
-    axes = figure.subplots()
-    for color, (layer, heads) in enumerate(dict.fromkeys((layer, heads) for layer, _, heads in table)):
-        sizes = [size for other, size, number in table if (other, number) == (layer, heads)]
-        answers = [table[layer, size, heads] for size in sizes]
-        label = f"{layer}, {heads} head{'s' * (heads > 1)}"
-        axes.plot(sizes, [each.training for each in answers], "-o", color=f"C{color}", label=label)
-        axes.plot(sizes, [each.testing for each in answers], ":o", color=f"C{color}", fillstyle="none")
-    axes.set(xlabel="pairs", ylabel="right answers, %", ylim=(0, 103))
+    """Draw right answers against the size, in training and in testing."""
+    figure = require("matplotlib.figure", "viz").Figure(figsize=(7.2, 3), layout="constrained")
+    networks = list(dict.fromkeys((layer, heads) for layer, _, heads in table))
+    for axes, part in zip(figure.subplots(1, 2, sharey=True), ("training", "testing"), strict=True):
+        for i, (layer, heads) in enumerate(networks):
+            sizes = [size for other, size, number in table if (other, number) == (layer, heads)]
+            right = [getattr(table[layer, size, heads], part) for size in sizes]
+            label = f"{layer}, {heads} head{'s' * (heads > 1)}" if part == "training" else None
+            axes.plot(sizes, right, "-o", markersize=10 - 2 * i, label=label)  # whoever is on top hides nobody
+        axes.set(title=part, xlabel="pairs", xticks=sizes, ylim=(0, 105))
+    figure.axes[0].set_ylabel("right answers, %")
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
 
