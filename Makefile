@@ -13,7 +13,7 @@ demo: .venv/installed-viz
 test: .venv/installed-$(EXTRAS)
 	.venv/bin/python -m pytest
 
-# `make bench ARGS="--seconds 5"` takes 45 minutes on two quiet cores; ARGS=--quick shows in two minutes that everything runs.
+# `make bench ARGS="--seconds 5"` takes hours on two quiet cores (graph_layers alone: one); ARGS=--quick shows in two minutes that everything runs.
 bench: .venv/installed-$(EXTRAS)
 	status=0; for name in $(BENCHMARKS); do \
 		.venv/bin/python -m benchmarks.$$name $(ARGS) || status=1; \

@@ -11,7 +11,7 @@ namespace GEOATTN_NAMESPACE {
 namespace {
 
 constexpr int kBatch = 8;        // tiles; gradients of longer rows cost a second look
-constexpr int kBatchEdges = 24;  // a batch that has so many takes no further tile
+constexpr int kBatchEdges = 24;  // a batch that has so many takes no further row
 constexpr int kWindow = 384;     // edges whose numbers are read at once
 
 // Compressed rows in any order: where each begins, the node at the other end of every edge, the position of every edge
