@@ -31,6 +31,7 @@ def attend(
     edge_value: Tensor | None = ...,
     att: Tensor | None = ...,
     negative_slope: float = ...,
+    overwrite: bool = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -50,6 +51,7 @@ def attend(
     edge_value: Tensor | None = ...,
     att: Tensor | None = ...,
     negative_slope: float = ...,
+    overwrite: bool = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -68,6 +70,7 @@ def attend(
     edge_value: Tensor | None = None,
     att: Tensor | None = None,
     negative_slope: float = 0.2,
+    overwrite: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Softmax attention of every query over the keys its pattern names.
@@ -109,6 +112,9 @@ def attend(
         edge_value: Added to the value of every edge, ``[E, G', C]``, likewise.
         att: Attention vector of additive scores, ``[H, D]``, for `Neighbors`.
         negative_slope: Slope of the LeakyReLU of additive scores.
+        overwrite: Whether the backward pass may write gradients of keys and values over them, which takes less memory:
+            for tensors that nobody else reads, such as a layer's own projections. Where the graph is kept
+            (``retain_graph``, ``create_graph``), nothing is overwritten.
         return_lse: Also return the log-sum-exp of each query's scores, ``[N, H]`` (``-inf`` where empty).
 
     Returns:
@@ -150,8 +156,9 @@ def attend(
         of_keys = pattern.visits(transposed=True) if name in ("cpu", None) and columns is not None else None
         if problem.value is problem.key:
             problem = problem._replace(value=None)  # type: ignore[arg-type]  # one gradient for both
-        settings = problem[:-2]  # without first_edge and visits
-        out, lse = fused.attend(*settings, transpose, [*(visits or ())], [*(of_keys or ())], name)
+        settings = problem[:-3]  # without first_edge, visits and overwrite
+        orders = [*(visits or ())], [*(of_keys or ())]
+        out, lse = fused.attend(*settings, transpose, *orders, name, overwrite and not torch.compiler.is_compiling())
     else:
         out, lse = choose(problem, name).forward(problem)
     if pattern.heads > 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
+from geoattn.patterns.rows import compress, row_of_edges, transpose
 from geoattn.patterns.visits import Visits, find_visits
 
 INT32_MAX = torch.iinfo(torch.int32).max
@@ -105,7 +106,7 @@ class Neighbors:
     def row(self) -> Tensor:
         """Query of every edge, ``[E]``, ascending."""
         if self._row is None:
-            self._row = _rows(self.rowptr, self.num_edges)
+            self._row = row_of_edges(self.rowptr, self.num_edges)
         return self._row
 
     @property
@@ -115,7 +116,7 @@ class Neighbors:
         Its ``edge_order`` holds positions in *this* pattern's ``col``, in the same type.
         """
         if self._transpose is None:
-            rowptr, row, order = _transposed(self.rowptr, self.col, self.num_keys)
+            rowptr, row, order = transpose(self.rowptr, self.col, self.num_keys)
             self._transpose = Neighbors(rowptr, row, self.num_queries, order, self.heads, check=False)
         return self._transpose
 
@@ -281,7 +282,12 @@ class Neighbors:
 
     @classmethod
     def from_edge_index(
-        cls, edge_index: Tensor, num_queries: int | None = None, num_keys: int | None = None
+        cls,
+        edge_index: Tensor,
+        num_queries: int | None = None,
+        num_keys: int | None = None,
+        *,
+        self_loops: bool = False,
     ) -> Neighbors:
         """Build the pattern from PyG's ``edge_index``, duplicates kept.
 
@@ -289,6 +295,7 @@ class Neighbors:
             edge_index: Edges ``[2, E]``: row 0 the keys (sources), row 1 the queries (targets).
             num_queries: Number of queries; default: largest index plus one, of both rows.
             num_keys: Number of keys; default: ``num_queries``.
+            self_loops: Whether to replace loops as `with_self_loops` does.
 
         Raises:
             ValueError: If the shape is not ``[2, E]``, or an index is out of range or more than its type can count.
@@ -300,14 +307,19 @@ class Neighbors:
         num_keys = num_queries if num_keys is None else num_keys
         key, query = edge_index
         if not torch.compiler.is_compiling():
-            _check_fits(edge_index.dtype, queries=num_queries, keys=num_keys, edges=edge_index.size(1))
+            edges = key.numel() + min(num_queries, num_keys) * self_loops
+            _check_fits(edge_index.dtype, queries=num_queries, keys=num_keys, edges=edges)
             _check_range("edge_index[0]", key, num_keys)
             _check_range("edge_index[1]", query, num_queries)
+        found = compress(key, query, num_queries, num_keys, self_loops)
+        if found is not None:
+            return cls(*found[:2], num_keys, found[2], check=False)
         # Sort by key, then by query: as if each edge were a row, turned to the keys and on to the queries.
         rowptr = torch.arange(edge_index.size(1) + 1, dtype=edge_index.dtype, device=edge_index.device)
-        rowptr, _, order = _transposed(rowptr, key, num_keys)
-        rowptr, col, by_query = _transposed(rowptr, query[order], num_queries)
-        return cls(rowptr, col, num_keys, order[by_query].long(), check=False)
+        rowptr, _, order = transpose(rowptr, key, num_keys)
+        rowptr, col, by_query = transpose(rowptr, query[order], num_queries)
+        pattern = cls(rowptr, col, num_keys, order[by_query].long(), check=False)
+        return pattern.with_self_loops() if self_loops else pattern
 
     @classmethod
     def per_head(cls, patterns: Sequence[Neighbors]) -> Neighbors:
@@ -441,34 +453,6 @@ class Neighbors:
 
         rowptr, col = radius(pos, r, batch, query_pos, query_batch, max_neighbors)
         return cls(rowptr, col, pos.size(0))
-
-
-def _transposed(rowptr: Tensor, col: Tensor, num_keys: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Compressed rows turned to compressed columns: ``rowptr`` ``[M + 1]``, row and position of every edge ``[E]``.
-
-    Edges of one key keep their order.
-    """
-    num_queries, num_edges = rowptr.numel() - 1, col.numel()
-    if col.device.type == "cpu" and not torch.compiler.is_compiling():
-        # scipy counts instead of sorting: linear in the number of edges.
-        narrow = max(num_queries, num_keys, num_edges) <= INT32_MAX
-        dtype = torch.int32 if narrow else torch.int64
-        position = torch.arange(num_edges, dtype=dtype).numpy()
-        rows = csr_array((position, col.to(dtype).numpy(), rowptr.to(dtype).numpy()), (num_queries, num_keys))
-        columns = rows.tocsc()
-        by_key = (columns.indptr, columns.indices, columns.data)
-        rowptr, row, order = (torch.from_numpy(x).to(col.dtype) for x in by_key)
-        return rowptr, row, order
-    ascending, order = col.sort(stable=True)
-    key = torch.arange(num_keys + 1, dtype=col.dtype, device=col.device)
-    turned = torch.searchsorted(ascending, key, out_int32=col.dtype == torch.int32)
-    return turned, _rows(rowptr, num_edges)[order], order.to(col.dtype)
-
-
-def _rows(rowptr: Tensor, num_edges: int) -> Tensor:
-    """Query of every edge, ``[E]``."""
-    query = torch.arange(rowptr.numel() - 1, dtype=rowptr.dtype, device=rowptr.device)
-    return query.repeat_interleave(rowptr.diff(), output_size=num_edges)
 
 
 def _gather_rows(begin: Tensor, degree: Tensor, num_edges: int) -> tuple[Tensor, Tensor]:

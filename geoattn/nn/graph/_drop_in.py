@@ -107,10 +107,18 @@ class AttentionDropIn(DropIn):
         return edge_attr if pattern.edge_order is None else pattern.reorder_edges(edge_attr)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, pattern: Neighbors, weights: bool, **terms: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pattern: Neighbors,
+        weights: bool,
+        overwrite: bool = False,
+        **terms: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Joined heads ``[N, H * C]``, or their mean ``[N, C]``; and the weights ``[E, H]`` if asked for."""
-        out = attend(query, key, value, pattern, dropout=self.dropout if self.training else 0.0, **terms)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(query, key, value, pattern, dropout=dropout, overwrite=overwrite and not weights, **terms)
         out = out.flatten(1) if self.concat else out.mean(1)
         if not weights:
             return out, None

@@ -16,12 +16,16 @@ def linears(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     Autograd by itself makes a gradient of ``x`` for every layer and adds them up one by one; here the products add to
     one. Layers that are more than a product, such as those with hooks, are called.
     """
-    plain = all(type(layer) in (Linear, nn.Linear) and not _hooked(layer) for layer in layers)
     device = x.device.type
-    if not plain or len(layers) == 1 or torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
+    if not plain(*layers) or len(layers) == 1 or torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
         return [layer(x) for layer in layers]
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
     return list(_Linears.apply(x, *parameters))
+
+
+def plain(*layers: nn.Module) -> bool:
+    """Whether each is a linear layer and no more, so that its output is known to its caller alone."""
+    return all(type(layer) in (Linear, nn.Linear) and not _hooked(layer) for layer in layers)
 
 
 def _hooked(layer: nn.Module) -> bool:

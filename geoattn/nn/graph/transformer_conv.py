@@ -9,7 +9,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
-from geoattn.nn.graph._linears import linears
+from geoattn.nn.graph._linears import linears, plain
 from geoattn.patterns import Adjacency
 
 
@@ -55,11 +55,12 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
         edge = None
         if features is not None:
             (edge,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
-        out, found = self._attend(query, key, value, pattern, weights, edge_key=edge, edge_value=edge)
-        for own in root:
-            if self.lin_beta is None:
-                out = out + own
+        own = plain(self.lin_key, self.lin_value)
+        out, found = self._attend(query, key, value, pattern, weights, own, edge_key=edge, edge_value=edge)
+        for skipped in root:
+            if self.lin_beta is not None:
+                beta = self.lin_beta(torch.cat([out, skipped, out - skipped], -1)).sigmoid()
+                out = beta * skipped + (1 - beta) * out
             else:
-                beta = self.lin_beta(torch.cat([out, own, out - own], -1)).sigmoid()
-                out = beta * own + (1 - beta) * out
+                out = skipped.add_(out) if plain(self.lin_skip) else skipped + out
         return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))

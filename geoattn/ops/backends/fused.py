@@ -34,10 +34,10 @@ _ARGUMENTS = """
 """
 
 
-@torch.library.custom_op("geoattn::attend", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+@torch.library.custom_op("geoattn::attend", mutates_args=(), schema=f"({_ARGUMENTS}, bool overwrite) -> (Tensor, Tensor)")
 def attend(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Output ``[N, H, C]`` and log-sum-exp ``[N, H]``."""
-    problem, _, backend = _read(arguments)
+    problem, _, backend = _read(arguments[:-1])
     found: tuple[Tensor, Tensor] = choose(problem, backend).forward(problem)
     return found
 
@@ -56,8 +56,13 @@ def _(query: Tensor, key: Tensor, value: Tensor | None, *_: Any) -> tuple[Tensor
 )
 def attend_backward(*arguments: Any) -> list[Tensor]:
     """Gradients in the order of `Gradients`, empty where ``needs`` is False."""
+    return _gradients(arguments)
+
+
+def _gradients(arguments: Sequence[Any], overwrite: bool = False) -> list[Tensor]:
     *arguments_, out, lse, grad_out, grad_lse, needs = arguments
     problem, transpose, backend = _read(arguments_)
+    problem = problem._replace(overwrite=overwrite)
     names = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
     if arguments[2] is None and "key" in names:
         names.append("value")
@@ -80,7 +85,7 @@ def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | No
     others = [x.contiguous() if isinstance(x, Tensor) else x for x in others]
     number = None if seed is None else int(seed)
     problem = Problem._make(
-        [query, key, key if value is None else value, *others, number, 0, Visits(*visits) if visits else None]
+        [query, key, key if value is None else value, *others, number, 0, Visits(*visits) if visits else None, False]
     )
     if not transpose:
         return problem, None, backend
@@ -89,12 +94,12 @@ def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | No
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scale, negative_slope, dropout, seed, transpose, visits, transpose_visits, backend = inputs
+    *tensors, scale, negative_slope, dropout, seed, transpose, visits, transpose_visits, backend, overwrite = inputs
     query, key, value, *others = inputs[:13]
-    problem = Problem._make([query, key, key if value is None else value, *others, None, 0, None])
+    problem = Problem._make([query, key, key if value is None else value, *others, None, 0, None, False])
     out, lse = output
     kept = out if choose(problem, backend).READS_OUT else None
-    ctx.settings, ctx.backend = (scale, negative_slope, dropout), backend
+    ctx.settings, ctx.backend, ctx.overwrite = (scale, negative_slope, dropout), backend, overwrite
     ctx.lengths = [len(transpose), len(visits), len(transpose_visits)]
     ctx.save_for_backward(*tensors, seed, *transpose, *visits, *transpose_visits, kept, lse)
 
@@ -107,11 +112,18 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
     if torch.is_grad_enabled():
         grads = _differentiable(tensors, ctx.settings, seed, needs, grad_out, grad_lse)
     else:
-        found = attend_backward(
-            *tensors, *ctx.settings, seed, *orders, ctx.backend, out, lse, grad_out, grad_lse, needs
-        )
+        arguments = (*tensors, *ctx.settings, seed, *orders, ctx.backend, out, lse, grad_out, grad_lse, needs)
+        if ctx.overwrite and type(tensors[1]) is Tensor and not _graph_is_kept():
+            found = _gradients(arguments, overwrite=True)
+            torch.autograd.graph.increment_version([x for x in tensors[1:3] if x is not None])
+        else:
+            found = attend_backward(*arguments)
         grads = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
-    return *grads[:3], None, None, *grads[3:], None, None, None, None, *[[None] * n for n in ctx.lengths], None
+    return *grads[:3], None, None, *grads[3:], None, None, None, None, *[[None] * n for n in ctx.lengths], None, None
+
+
+# Whether the backward pass may run again (``retain_graph``), and what it keeps must stay as it is.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def _differentiable(
@@ -129,7 +141,7 @@ def _differentiable(
         tensors[place] = tensors[place].view_as(tensors[place])  # where this backward pass ends
     if tensors[2] is None:
         tensors[2] = tensors[1]
-    out, lse = reference.forward(Problem._make([*tensors, *settings, seed, 0, None]))
+    out, lse = reference.forward(Problem._make([*tensors, *settings, seed, 0, None, False]))
     outputs, upstream = [out], [grad_out]
     if grad_lse is not None:
         outputs, upstream = [out, lse], [grad_out, grad_lse]

@@ -42,6 +42,7 @@ class Problem(NamedTuple):
     seed: int | Tensor | None  # in [0, 2^63), None without dropout; a number wherever a kernel is called
     first_edge: int = 0  # position of the first edge, where the problem is a cut of a larger one
     visits: Visits | None = None  # the same rows in an order that suits the cache of a CPU
+    overwrite: bool = False  # whether gradients of keys and values may be written over them
 
     @property
     def sum_dtype(self) -> torch.dtype:

@@ -27,18 +27,18 @@ double spread(const I* ptr, const I* node, int64_t rows) {
 
 // Breadth first, up to kCluster rows from one start; the next start is the first node that was left over.
 template <class I>
-std::vector<int64_t> clusters(const I* ptr, const I* node, int64_t rows) {
-  std::vector<int64_t> order, left;
+std::vector<I> clusters(const I* ptr, const I* node, int64_t rows) {
+  std::vector<I> order, left;
   std::vector<char> taken(rows);
   order.reserve(rows);
   size_t next_left = 0;
   for (int64_t unseen = 0; static_cast<int64_t>(order.size()) < rows;) {
     while (next_left < left.size() && taken[left[next_left]]) ++next_left;
     while (unseen < rows && taken[unseen]) ++unseen;
-    const int64_t start = next_left < left.size() ? left[next_left] : unseen;
+    const I start = next_left < left.size() ? left[next_left] : static_cast<I>(unseen);
     const size_t begin = order.size(), end = begin + kCluster;
     size_t head = begin;
-    const auto take = [&](int64_t i) {
+    const auto take = [&](I i) {
       taken[i] = 1;
       order.push_back(i);
     };
@@ -69,7 +69,7 @@ int visits(const I* ptr, const I* node, const I* order, O* to_ptr, O* to_node, O
   // Along a curve through a volume, rows of 16 neighbors name about two nodes each; on a surface, fewer.
   const double before = spread(ptr, node, rows);
   if (before <= 2 + 0.05 * static_cast<double>(edges) / static_cast<double>(rows)) return 0;
-  const std::vector<int64_t> row = clusters(ptr, node, rows);
+  const std::vector<I> row = clusters(ptr, node, rows);
   to_ptr[0] = 0;
   for (int64_t i = 0; i < rows; ++i) {
     const I begin = ptr[row[i]], end = ptr[row[i] + 1];

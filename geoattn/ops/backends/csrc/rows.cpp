@@ -1,0 +1,113 @@
+// Edges in compressed rows, by counting: no edge is stored twice on the way.
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace {
+
+// From how many edges there are in each row, at ptr[row + 1], to where each begins.
+template <class I>
+void begin_rows(I* ptr, int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i) ptr[i + 1] += ptr[i];
+}
+
+// Back to where each row begins, once ptr[row] has counted up to its end.
+template <class I>
+void end_rows(I* ptr, int64_t rows) {
+  for (int64_t i = rows; i > 0; --i) ptr[i] = ptr[i - 1];
+  ptr[0] = 0;
+}
+
+// By key; edges of the same key stay as they are.
+template <class I>
+void sort_row(I* col, int64_t* order, int64_t count, std::vector<std::pair<I, int64_t>>& room) {
+  if (std::is_sorted(col, col + count)) return;
+  room.resize(count);
+  for (int64_t e = 0; e < count; ++e) room[e] = {col[e], order[e]};
+  std::sort(room.begin(), room.end());  // order ascends, so it decides between duplicates
+  for (int64_t e = 0; e < count; ++e) col[e] = room[e].first, order[e] = room[e].second;
+}
+
+template <class I>
+int64_t compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t queries, bool loops, I* ptr, I* col,
+                 int64_t* order) {
+  const int64_t own = loops ? std::min(keys, queries) : 0;
+  std::fill(ptr, ptr + queries + 1, I(0));
+  for (int64_t e = 0; e < edges; ++e) {
+    if (key[e] < 0 || key[e] >= keys || query[e] < 0 || query[e] >= queries) return -1;
+    ptr[query[e] + 1] += !(loops && key[e] == query[e]);
+  }
+  for (int64_t i = 0; i < own; ++i) ++ptr[i + 1];
+  begin_rows(ptr, queries);
+  int64_t kept = 0;
+  for (int64_t e = 0; e < edges; ++e) {
+    if (loops && key[e] == query[e]) continue;
+    const I to = ptr[query[e]]++;
+    col[to] = key[e];
+    order[to] = kept++;
+  }
+  for (int64_t i = 0; i < own; ++i) {
+    const I to = ptr[i]++;
+    col[to] = static_cast<I>(i);
+    order[to] = kept + i;
+  }
+  end_rows(ptr, queries);
+  std::vector<std::pair<I, int64_t>> room;
+  for (int64_t i = 0; i < queries; ++i) sort_row(col + ptr[i], order + ptr[i], ptr[i + 1] - ptr[i] - (i < own), room);
+  return kept + own;
+}
+
+template <class I>
+int64_t transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int64_t edges, I* to_ptr, I* row,
+                  I* order) {
+  std::fill(to_ptr, to_ptr + keys + 1, I(0));
+  if (ptr[0] != 0 || ptr[queries] != edges) return -1;
+  for (int64_t e = 0; e < edges; ++e) {
+    if (col[e] < 0 || col[e] >= keys) return -1;
+    ++to_ptr[col[e] + 1];
+  }
+  begin_rows(to_ptr, keys);
+  for (int64_t i = 0; i < queries; ++i) {
+    if (ptr[i + 1] < ptr[i]) return -1;
+    for (I e = ptr[i]; e < ptr[i + 1]; ++e) {
+      const I to = to_ptr[col[e]]++;
+      row[to] = static_cast<I>(i);
+      order[to] = e;
+    }
+  }
+  end_rows(to_ptr, keys);
+  return edges;
+}
+
+}  // namespace
+
+// The number of edges written; -1: an index out of range, or rows that do not rise. `wide`: 64-bit numbers.
+
+// Keys ascending in rows of queries, and for every edge its number among those given, or with `loops`, among those that
+// are no loops; the loops then follow, one to a query that is also a key, at the end of its row.
+extern "C" __attribute__((visibility("default"))) int64_t geoattn_compress(const void* key, const void* query,
+                                                                           int64_t edges, int64_t keys,
+                                                                           int64_t queries, int64_t loops, void* ptr,
+                                                                           void* col, int64_t* order, int64_t wide) {
+  const auto run = [&](auto type) {
+    using I = decltype(type);
+    return compress(static_cast<const I*>(key), static_cast<const I*>(query), edges, keys, queries, loops != 0,
+                    static_cast<I*>(ptr), static_cast<I*>(col), order);
+  };
+  return wide ? run(int64_t{}) : run(int32_t{});
+}
+
+// Rows turned to columns; edges of one key keep their order. And the position of every edge among the rows.
+extern "C" __attribute__((visibility("default"))) int64_t geoattn_transpose(const void* ptr, const void* col,
+                                                                            int64_t queries, int64_t keys,
+                                                                            int64_t edges, void* to_ptr, void* row,
+                                                                            void* order, int64_t wide) {
+  const auto run = [&](auto type) {
+    using I = decltype(type);
+    return transpose(static_cast<const I*>(ptr), static_cast<const I*>(col), queries, keys, edges,
+                     static_cast<I*>(to_ptr), static_cast<I*>(row), static_cast<I*>(order));
+  };
+  return wide ? run(int64_t{}) : run(int32_t{});
+}
