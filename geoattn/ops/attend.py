@@ -7,11 +7,12 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends import fused, reference
+from geoattn.ops.backends import cpu, fused, reference
 from geoattn.ops.backends.choose import choose, forced
 from geoattn.ops.backends.problem import Problem
 from geoattn.ops.segment import segment_softmax
 from geoattn.patterns import Neighbors, Windows
+from geoattn.patterns.visits import Visits
 
 Pattern = Neighbors | Windows
 
@@ -150,15 +151,12 @@ def attend(
         problem = problem._replace(dropout=dropout, seed=torch.randint(2**63 - 1, ()))
     name = forced()
     if name in fused.OWN_GRADIENTS:
-        columns = pattern.transpose if _needs_columns(problem) else None
-        transpose = [] if columns is None else [columns.rowptr, columns.col, columns.edge_order]
-        visits = pattern.visits() if name in ("cpu", None) else None
-        of_keys = pattern.visits(transposed=True) if name in ("cpu", None) and columns is not None else None
+        visits, columns = _orders(problem, pattern, choose(problem, name) is cpu)
         if problem.value is problem.key:
             problem = problem._replace(value=None)  # type: ignore[arg-type]  # one gradient for both
         settings = problem[:-3]  # without first_edge, visits and overwrite
-        orders = [*(visits or ())], [*(of_keys or ())]
-        out, lse = fused.attend(*settings, transpose, *orders, name, overwrite and not torch.compiler.is_compiling())
+        overwrite &= not torch.compiler.is_compiling()
+        out, lse = fused.attend(*settings, [*(visits or ())], [*(columns or ())], name, overwrite)
     else:
         out, lse = choose(problem, name).forward(problem)
     if pattern.heads > 1:
@@ -242,6 +240,19 @@ def _needs_columns(problem: Problem) -> bool:
     weight = problem.log_weight
     wanted = problem.key.requires_grad or problem.value.requires_grad or (weight is not None and weight.requires_grad)
     return wanted and torch.is_grad_enabled()
+
+
+def _orders(problem: Problem, pattern: Neighbors, kernels: bool) -> tuple[Visits | None, Visits | None]:
+    """In which order rows, and columns if a backward pass needs them, are visited; by the CPU's ``kernels`` or not."""
+    positions = any(x is not None for x in (problem.bias, problem.edge_key, problem.edge_value, problem.seed))
+    visits = pattern.visits(positions=positions) if kernels else None
+    if not _needs_columns(problem):
+        return visits, None
+    columns = pattern.visits(transposed=True, positions=positions) if kernels else None
+    if columns is None:
+        turned = pattern.transpose
+        columns = Visits(turned.rowptr, turned.col, turned.edge_order)
+    return visits, columns
 
 
 def _heads_as_nodes(problem: Problem) -> Problem:

@@ -32,7 +32,8 @@ class Neighbors:
         rowptr: Where each query's row begins and ends, ``[N + 1]``, int32 or int64.
         col: Key of every edge, ``[E]``, same type as ``rowptr``.
         num_keys: Number of keys ``M``.
-        edge_order: For every edge, its position in the ``edge_index`` (or pattern) this one was built from, ``[E]``.
+        edge_order: For every edge, its position in the ``edge_index`` (or pattern) this one was built from, ``[E]``;
+            what is built here has it in the type of ``col``.
         heads: Number of heads the queries and keys are made of; 1 if all heads share the pattern.
         check: Whether to look at the values, for which the host waits for the device. While compiling they are not
             looked at; out of range, they are undefined behavior.
@@ -113,14 +114,15 @@ class Neighbors:
     def transpose(self) -> Neighbors:
         """The same edges by key: a pattern of ``M`` queries and ``N`` keys, ascending inside each row.
 
-        Its ``edge_order`` holds positions in *this* pattern's ``col``, in the same type.
+        Its ``edge_order`` holds positions in *this* pattern's ``col``.
         """
         if self._transpose is None:
-            rowptr, row, order = transpose(self.rowptr, self.col, self.num_keys)
+            order = torch.empty_like(self.col)
+            rowptr, row = transpose(self.rowptr, self.col, self.num_keys, order)
             self._transpose = Neighbors(rowptr, row, self.num_queries, order, self.heads, check=False)
         return self._transpose
 
-    def visits(self, *, transposed: bool = False) -> Visits | None:
+    def visits(self, *, transposed: bool = False, positions: bool = True) -> Visits | None:
         """The rows in an order in which those with keys in common follow each other, for kernels that read along rows.
 
         What such a kernel reads then stays in the cache of a CPU, whatever the order of the elements: attention over
@@ -130,15 +132,25 @@ class Neighbors:
 
         Args:
             transposed: Whether the rows are those of the `transpose`; positions are in *this* pattern's ``col``.
+            positions: Whether those of edges are needed; without, ``edge`` may be None.
 
         Raises:
             IndexError: If the pattern was not checked and is wrong.
         """
         if transposed not in self._visits and not torch.compiler.is_compiling():
-            by = self.transpose if transposed else self
-            order = by.edge_order if transposed else None
-            self._visits[transposed] = find_visits(by.rowptr, by.col, by.num_keys, order)
-        return self._visits.get(transposed)
+            rowptr, col = self.rowptr, self.col
+            if transposed:
+                rowptr, col = transpose(rowptr, col, self.num_keys)
+            self._visits[transposed] = find_visits(rowptr, col, self.num_queries if transposed else self.num_keys)
+        found = self._visits.get(transposed)
+        if found is None or found.row is None or found.edge is not None or not positions:
+            return found
+        by, row = self.transpose if transposed else self, found.row.long()
+        _, edge = _gather_rows(by.rowptr[:-1][row], by.degree[row], by.num_edges)
+        order = by.edge_order if transposed else None
+        edge = edge if order is None else order[edge.long()]
+        found = self._visits[transposed] = found._replace(edge=edge.to(found.col.dtype))
+        return found
 
     def with_self_loops(self) -> Neighbors:
         """Every query that is also a key attends to itself, once: loops there are removed, new ones end the rows.
@@ -172,10 +184,12 @@ class Neighbors:
         col[loop_place] = loops
         rank = torch.arange(kept_edges.numel(), device=kept.device)
         if self.edge_order is not None:  # among the caller's edges that are kept
-            rank = (torch.empty_like(kept).index_copy_(0, self.edge_order, kept).cumsum(0) - 1)[self.edge_order[kept]]
-        edge_order = torch.empty_like(col, dtype=torch.int64)
-        edge_order[place] = rank
-        edge_order[loop_place] = loops.long() + kept_edges.numel()
+            rank = (torch.empty_like(kept).index_copy_(0, self.edge_order.long(), kept).cumsum(0) - 1)[
+                self.edge_order[kept]
+            ]
+        edge_order = torch.empty_like(col)
+        edge_order[place] = rank.to(col.dtype)
+        edge_order[loop_place] = loops + kept_edges.numel()
         return Neighbors(rowptr, col, self.num_keys, edge_order, check=False)
 
     def reorder_edges(self, edge_value: Tensor) -> Tensor:
@@ -311,15 +325,8 @@ class Neighbors:
             _check_fits(edge_index.dtype, queries=num_queries, keys=num_keys, edges=edges)
             _check_range("edge_index[0]", key, num_keys)
             _check_range("edge_index[1]", query, num_queries)
-        found = compress(key, query, num_queries, num_keys, self_loops)
-        if found is not None:
-            return cls(*found[:2], num_keys, found[2], check=False)
-        # Sort by key, then by query: as if each edge were a row, turned to the keys and on to the queries.
-        rowptr = torch.arange(edge_index.size(1) + 1, dtype=edge_index.dtype, device=edge_index.device)
-        rowptr, _, order = transpose(rowptr, key, num_keys)
-        rowptr, col, by_query = transpose(rowptr, query[order], num_queries)
-        pattern = cls(rowptr, col, num_keys, order[by_query].long(), check=False)
-        return pattern.with_self_loops() if self_loops else pattern
+        rowptr, col, order = compress(key, query, num_queries, num_keys, self_loops)
+        return cls(rowptr, col, num_keys, order, check=False)
 
     @classmethod
     def per_head(cls, patterns: Sequence[Neighbors]) -> Neighbors:

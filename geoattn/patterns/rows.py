@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,63 +11,66 @@ from torch import Tensor
 
 def compress(
     key: Tensor, query: Tensor, num_queries: int, num_keys: int, self_loops: bool
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``rowptr`` ``[N + 1]`` and ``col`` ``[E]`` of the edges given by key and query, and the number of each, int64.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``rowptr`` ``[N + 1]`` and ``col`` ``[E]`` of edges, and the number of each among those given; all in their type.
 
     Edges in a row ascend by key, duplicates as they were. With ``self_loops``, loops are replaced by one for each of
     the first ``min(N, M)`` queries, at the end of its row; the others are then numbered without them, and they after
-    the others. None without the compiled kernels, on other devices and while compiling.
+    the others.
 
     Raises:
-        IndexError: If an index is out of range.
+        IndexError: On CPUs, if an index is out of range.
     """
-    from geoattn.ops.backends import cpu  # ops is built on patterns
-
-    library = cpu.library()
-    if library is None or key.device.type != "cpu" or torch.compiler.is_compiling():
-        return None
-    room = key.numel()
+    library = _library(key)
+    if library is not None:
+        num_edges = key.numel()
+        if self_loops:
+            num_edges += min(num_queries, num_keys) - int((key == query).sum())
+        rowptr, col, order = (key.new_empty(size) for size in (num_queries + 1, num_edges, num_edges))
+        _run(
+            library.geoattn_compress,
+            (key.contiguous(), query.contiguous()),
+            (key.numel(), num_keys, num_queries, self_loops),
+            (rowptr, col, order),
+            (key.dtype == torch.int64,),
+        )
+        return rowptr, col, order
+    loops = key[:0]
     if self_loops:
-        room += min(num_queries, num_keys) - int((key == query).sum())
-    rowptr, col = key.new_empty(num_queries + 1), key.new_empty(room)
-    order = torch.empty(room, dtype=torch.int64)
-    wide = key.dtype == torch.int64
-    _run(
-        library.geoattn_compress,
-        (key.contiguous(), query.contiguous()),
-        (key.numel(), num_keys, num_queries, self_loops),
-        (rowptr, col, order),
-        (wide,),
-    )
-    return rowptr, col, order
+        kept = key != query
+        key, query = key[kept], query[kept]
+        loops = torch.arange(min(num_queries, num_keys), dtype=key.dtype, device=key.device)
+    order = torch.cat([key.argsort(stable=True), loops.long() + key.numel()])
+    key, query = torch.cat([key, loops]), torch.cat([query, loops])
+    row, by_query = query[order].sort(stable=True)
+    order = order[by_query]
+    return _begins(row, num_queries), key[order], order.to(key.dtype)
 
 
-def transpose(rowptr: Tensor, col: Tensor, num_keys: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``rowptr`` ``[M + 1]`` by key, and the row and the position of every edge ``[E]``; all in the type of ``col``.
+def transpose(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``rowptr`` ``[M + 1]`` by key, and the row of every edge ``[E]``, in the type of ``col``.
 
-    Edges of one key keep their order.
+    Edges of one key keep their order. The position that each had is written to ``order`` ``[E]``, of the same type.
 
     Raises:
         IndexError: On CPUs, if the rows do not rise or a key is out of range.
     """
-    from geoattn.ops.backends import cpu  # ops is built on patterns
-
-    library = cpu.library()
     num_queries, num_edges = rowptr.numel() - 1, col.numel()
-    if library is not None and col.device.type == "cpu" and not torch.compiler.is_compiling():
-        found = rowptr.new_empty(num_keys + 1), torch.empty_like(col), torch.empty_like(col)
+    library = _library(col)
+    if library is not None:
+        turned, row = rowptr.new_empty(num_keys + 1), torch.empty_like(col)
         _run(
             library.geoattn_transpose,
             (rowptr.contiguous(), col.contiguous()),
             (num_queries, num_keys, num_edges),
-            found,
+            (turned, row, order),
             (col.dtype == torch.int64,),
         )
-        return found
-    ascending, order = col.sort(stable=True)
-    key = torch.arange(num_keys + 1, dtype=col.dtype, device=col.device)
-    turned = torch.searchsorted(ascending, key, out_int32=col.dtype == torch.int32)
-    return turned, row_of_edges(rowptr, num_edges)[order], order.to(col.dtype)
+        return turned, row
+    ascending, position = col.sort(stable=True)
+    if order is not None:
+        order.copy_(position)
+    return _begins(ascending, num_keys), row_of_edges(rowptr, num_edges)[position]
 
 
 def row_of_edges(rowptr: Tensor, num_edges: int) -> Tensor:
@@ -75,9 +79,26 @@ def row_of_edges(rowptr: Tensor, num_edges: int) -> Tensor:
     return query.repeat_interleave(rowptr.diff(), output_size=num_edges)
 
 
-def _run(function: ctypes._FuncPointer, *arguments: tuple[Tensor | int, ...]) -> None:
-    flat = [x for group in arguments for x in group]
-    function.restype = ctypes.c_int64
-    result = function(*(ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else ctypes.c_int64(x) for x in flat))
+def _begins(row: Tensor, num_rows: int) -> Tensor:
+    """Where each row begins and ends ``[num_rows + 1]``, given the row of every edge, ascending."""
+    number = torch.arange(num_rows + 1, dtype=row.dtype, device=row.device)
+    return torch.searchsorted(row, number, out_int32=row.dtype == torch.int32)
+
+
+def _library(x: Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels, where they can count."""
+    from geoattn.ops.backends import cpu  # ops is built on patterns
+
+    return cpu.library() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None
+
+
+def _run(function: Callable[..., int], *arguments: tuple[Tensor | int | None, ...]) -> None:
+    result = function(*(_as_c(x) for group in arguments for x in group))
     if result < 0:
         raise IndexError("an edge names a query or a key that does not exist, or rows do not rise to the edges")
+
+
+def _as_c(x: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
+    if isinstance(x, int):
+        return ctypes.c_int64(x)
+    return ctypes.c_void_p(None if x is None else x.data_ptr())

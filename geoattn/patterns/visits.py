@@ -17,12 +17,12 @@ class Visits(NamedTuple):
 
     rowptr: Tensor  # [N + 1]
     col: Tensor  # [E]
-    edge: Tensor | None  # [E], position of every edge in the pattern's own col; None where it is its own
-    row: Tensor | None  # [N], the number each row has in the pattern; None where it is its own
+    edge: Tensor | None = None  # [E], position of every edge in the pattern's own col; None: its own, or not needed
+    row: Tensor | None = None  # [N], the number each row has in the pattern; None: its own
 
 
-def find_visits(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None = None) -> Visits | None:
-    """An order of rows that keeps what they read in cache, or None where it would not pay.
+def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:
+    """An order of rows that keeps what they read in cache, without ``edge``, or None where it would not pay.
 
     Clusters of 512 rows are grown one after the other, each along the edges from where the last ones ended. They are
     taken if 512 rows in succession then read clearly fewer keys than before.
@@ -31,7 +31,6 @@ def find_visits(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None
         rowptr: Where each row begins and ends, ``[N + 1]``, int32 or int64.
         col: Key of every edge, ``[E]``, likewise.
         num_keys: Number of keys.
-        order: If given, what is put into ``edge`` in place of positions in ``col``, ``[E]``, likewise.
 
     Raises:
         IndexError: If a key is out of range.
@@ -43,14 +42,14 @@ def find_visits(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None
     if library is None or rowptr.device.type != "cpu" or rows != num_keys or rows < MIN_KEYS:
         return None
     dtype = torch.int32 if max(rows, edges) < 2**31 else torch.int64
-    found = Visits(*[torch.empty(size, dtype=dtype) for size in (rows + 1, edges, edges, rows)])
-    arguments = [*[None if x is None else x.contiguous() for x in (rowptr, col, order)], *found]
+    found = [torch.empty(size, dtype=dtype) for size in (rows + 1, edges, rows)]
+    arguments = [rowptr.contiguous(), col.contiguous(), *found]
     result = library.geoattn_visits(
-        *[None if x is None else ctypes.c_void_p(x.data_ptr()) for x in arguments],
+        *[ctypes.c_void_p(x.data_ptr()) for x in arguments],
         *[ctypes.c_int64(number) for number in (rows, edges)],
         ctypes.c_int64(rowptr.dtype == torch.int64),
         ctypes.c_int64(dtype == torch.int64),
     )
     if result < 0:
         raise IndexError(f"the pattern names a key outside [0, {num_keys}), or its rowptr does not rise to {edges}")
-    return found if result else None
+    return Visits(found[0], found[1], row=found[2]) if result else None

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from geoattn.ops.backends import reference, triton
-from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+from geoattn.ops.backends.problem import Gradients, Problem
+from geoattn.patterns.visits import Visits
 
 INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -84,11 +85,11 @@ def names(problem: Problem) -> list[str]:
     return [name for name in Gradients._fields if getattr(problem, name) is not None]
 
 
-def transpose(problem: Problem) -> Transpose:
+def transpose(problem: Problem) -> Visits:
     col, order = problem.col.long().sort(stable=True)
     rowptr = torch.searchsorted(col, torch.arange(problem.key.size(0) + 1, device=col.device))
     row = reference.row_of_edges(problem)
-    return Transpose(rowptr.to(row.dtype), row[order], order.to(row.dtype))
+    return Visits(rowptr.to(row.dtype), row[order], order.to(row.dtype))
 
 
 def run(problem: Problem, needs: list[str] | None = None, grad_of_lse: bool = True) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def test_building_and_transposing_sort_stably(edges, dtype):
     pattern = Neighbors.from_edge_index(index, 6, 7)
     order = sorted(range(len(edges)), key=lambda e: (edges[e][1], edges[e][0], e))
     assert pattern.edge_order.tolist() == order
-    assert pattern.edge_order.dtype == torch.int64
+    assert pattern.edge_order.dtype == dtype
     unsorted = Neighbors(pattern.rowptr, pattern.col.flip(0), 7)
     turned = unsorted.transpose
     by_key = sorted(range(len(edges)), key=lambda e: (int(unsorted.col[e]), e))

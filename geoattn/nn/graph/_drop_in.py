@@ -153,7 +153,7 @@ def as_edge_index(adjacency: Adjacency) -> Any:
 def of_caller(pattern: Neighbors, values: Tensor) -> Tensor:
     """Values of edges ``[E, ...]`` in the order of the ``edge_index`` that the pattern was built from, if from one."""
     order = pattern.edge_order
-    return values if order is None else torch.empty_like(values).index_copy(0, order, values)
+    return values if order is None else torch.empty_like(values).index_copy(0, order.long(), values)
 
 
 def given_features(edge_index: Adjacency, edge_attr: Tensor | None) -> Tensor | None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from geoattn.ops.backends import reference
-from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+from geoattn.ops.backends.problem import Gradients, Problem
+from geoattn.patterns.visits import Visits
 
 READS_OUT = True  # in its backward pass
 
@@ -36,16 +37,16 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def backward(
     problem: Problem,
-    transpose: Transpose | None,
+    columns: Visits | None,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
     needs: Sequence[str],
 ) -> Gradients:
-    """Gradients of the inputs named in ``needs``; those of keys and values need the ``transpose``."""
+    """Gradients of the inputs named in ``needs``; those of keys and values need the ``columns``."""
     if _takes_sparse(problem):
-        return _backward_sparse(problem, transpose, out, lse, grad_out, grad_lse, needs)
+        return _backward_sparse(problem, columns, out, lse, grad_out, grad_lse, needs)
     return _backward_rows(problem, out, lse, grad_out, grad_lse, needs)
 
 
@@ -157,7 +158,7 @@ def _forward_sparse(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _backward_sparse(
     problem: Problem,
-    transpose: Transpose | None,
+    columns: Visits | None,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
@@ -168,7 +169,7 @@ def _backward_sparse(
     groups = heads // problem.key.size(1)
     matrix = _Matrix(problem.rowptr, problem.col, problem.key.size(0))
     room, other_room, weight, of_score = _rooms(problem)
-    columns = None if transpose is None else _Matrix(transpose.rowptr, transpose.row, queries)
+    by_key = None if columns is None else _Matrix(columns.rowptr, columns.col, queries)
     grads = {}
     for name in needs:
         x = getattr(problem, name)
@@ -178,9 +179,9 @@ def _backward_sparse(
             grads[name].zero_()
 
     def along_keys(name: str, values: Tensor, x: Tensor, head: int, scale: float = 1.0) -> None:
-        if columns is not None and transpose is not None:
-            values = torch.index_select(values, 0, transpose.order, out=other_room[: values.numel()])
-            columns.product(values, x, grads[name][:, head // groups], scale, add=head % groups > 0)
+        if columns is not None and by_key is not None and columns.edge is not None:
+            values = torch.index_select(values, 0, columns.edge, out=other_room[: values.numel()])
+            by_key.product(values, x, grads[name][:, head // groups], scale, add=head % groups > 0)
 
     for head in range(heads):
         finite = lse[:, head] > -torch.inf

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.patterns.visits import Visits
 
 READS_OUT = False  # in its backward pass
@@ -69,14 +69,14 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def backward(
     problem: Problem,
-    transpose: Transpose | None,
+    columns: Visits | None,
     out: Tensor | None,
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
     needs: Sequence[str],
 ) -> Gradients:
-    """Gradients of the inputs named in ``needs``; those of keys and values need the ``transpose``.
+    """Gradients of the inputs named in ``needs``; those of keys and values need the ``columns``.
 
     Where values are the keys and scores additive, both gradients are summed into that of keys.
 
@@ -100,8 +100,8 @@ def backward(
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
         call.grad_lse = grad_lse.data_ptr()
-    if transpose is not None:
-        call.columns = c_visits(transpose.visits or Visits(transpose.rowptr, transpose.row, transpose.order, None))
+    if columns is not None:
+        call.columns = c_visits(columns)
     for name, grad in grads.items():
         setattr(call, f"grad_{name}", grad.data_ptr())
     if one:
@@ -165,7 +165,7 @@ def _call(problem: Problem, lse: Tensor) -> _Call:
         query_stride=strides(query),
         key_stride=strides(key),
         value_stride=strides(value),
-        rows=c_visits(problem.visits or Visits(rowptr, col, None, None)),
+        rows=c_visits(problem.visits or Visits(rowptr, col)),
         scale=problem.scale,
         negative_slope=problem.negative_slope,
         dropout=problem.dropout,

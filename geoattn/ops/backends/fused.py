@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geoattn.ops.backends import reference
 from geoattn.ops.backends.choose import choose
-from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.patterns.visits import Visits
 
 # The backends with a backward pass of their own, and None for whichever is best where the operator runs.
@@ -25,16 +25,18 @@ _NAMES = Gradients._fields
 
 
 # The fields of `Problem`, without the values where those are the keys: there is one gradient then, that of keys; the
-# tensors of `Transpose` (none where no gradient needs them); those of the `Visits` of both (none where they have none);
-# and the backend.
+# the `Visits` of rows (none where rows have none); those of columns, or columns in their order (none where no gradient
+# needs them); and the backend.
 _ARGUMENTS = """
     Tensor query, Tensor key, Tensor? value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
     Tensor? edge_key, Tensor? edge_value, Tensor? att, float scale, float negative_slope, float dropout, Tensor? seed,
-    Tensor[] transpose, Tensor[] visits, Tensor[] transpose_visits, str? backend
+    Tensor?[] visits, Tensor?[] columns, str? backend
 """
 
 
-@torch.library.custom_op("geoattn::attend", mutates_args=(), schema=f"({_ARGUMENTS}, bool overwrite) -> (Tensor, Tensor)")
+@torch.library.custom_op(
+    "geoattn::attend", mutates_args=(), schema=f"({_ARGUMENTS}, bool overwrite) -> (Tensor, Tensor)"
+)
 def attend(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Output ``[N, H, C]`` and log-sum-exp ``[N, H]``."""
     problem, _, backend = _read(arguments[:-1])
@@ -61,12 +63,12 @@ def attend_backward(*arguments: Any) -> list[Tensor]:
 
 def _gradients(arguments: Sequence[Any], overwrite: bool = False) -> list[Tensor]:
     *arguments_, out, lse, grad_out, grad_lse, needs = arguments
-    problem, transpose, backend = _read(arguments_)
+    problem, columns, backend = _read(arguments_)
     problem = problem._replace(overwrite=overwrite)
     names = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
     if arguments[2] is None and "key" in names:
         names.append("value")
-    grads = choose(problem, backend).backward(problem, transpose, out, lse, grad_out, grad_lse, names)
+    grads = choose(problem, backend).backward(problem, columns, out, lse, grad_out, grad_lse, names)
     if arguments[2] is None and grads.value is not None:
         grads = grads._replace(key=grads.key.add_(grads.value), value=None)
     return [lse.new_empty(0) if grad is None else grad for grad in grads]
@@ -78,30 +80,27 @@ def _(*arguments: Any) -> list[Tensor]:
     return [x.new_empty(x.shape) if needed else lse.new_empty(0) for x, needed in zip(inputs, needs, strict=True)]
 
 
-def _read(arguments: Sequence[Any]) -> tuple[Problem, Transpose | None, str | None]:
+def _read(arguments: Sequence[Any]) -> tuple[Problem, Visits | None, str | None]:
     """With the strides that `Problem` promises."""
-    query, key, value, *others, seed, transpose, visits, transpose_visits, backend = arguments
+    query, key, value, *others, seed, visits, columns, backend = arguments
     query, key, value = [x if x is None or x.stride(2) == 1 else x.contiguous() for x in (query, key, value)]
     others = [x.contiguous() if isinstance(x, Tensor) else x for x in others]
     number = None if seed is None else int(seed)
     problem = Problem._make(
         [query, key, key if value is None else value, *others, number, 0, Visits(*visits) if visits else None, False]
     )
-    if not transpose:
-        return problem, None, backend
-    rowptr, row, order = transpose
-    return problem, Transpose(rowptr, row, order, Visits(*transpose_visits) if transpose_visits else None), backend
+    return problem, Visits(*columns) if columns else None, backend
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scale, negative_slope, dropout, seed, transpose, visits, transpose_visits, backend, overwrite = inputs
+    *tensors, scale, negative_slope, dropout, seed, visits, columns, backend, overwrite = inputs
     query, key, value, *others = inputs[:13]
     problem = Problem._make([query, key, key if value is None else value, *others, None, 0, None, False])
     out, lse = output
     kept = out if choose(problem, backend).READS_OUT else None
     ctx.settings, ctx.backend, ctx.overwrite = (scale, negative_slope, dropout), backend, overwrite
-    ctx.lengths = [len(transpose), len(visits), len(transpose_visits)]
-    ctx.save_for_backward(*tensors, seed, *transpose, *visits, *transpose_visits, kept, lse)
+    ctx.lengths = [len(visits), len(columns)]
+    ctx.save_for_backward(*tensors, seed, *visits, *columns, kept, lse)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
@@ -119,7 +118,9 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
         else:
             found = attend_backward(*arguments)
         grads = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
-    return *grads[:3], None, None, *grads[3:], None, None, None, None, *[[None] * n for n in ctx.lengths], None, None
+    # What torch takes for no gradient: a list for a list of tensors, None for one with a None in it.
+    nothing = [None if any(x is None for x in order) else [None] * len(order) for order in orders]
+    return *grads[:3], None, None, *grads[3:], None, None, None, None, *nothing, None, None
 
 
 # Whether the backward pass may run again (``retain_graph``), and what it keeps must stay as it is.

@@ -50,15 +50,6 @@ class Problem(NamedTuple):
         return torch.promote_types(self.query.dtype, torch.float32)
 
 
-class Transpose(NamedTuple):
-    """The same edges by key, ascending by query within a key: what gradients of keys are summed along."""
-
-    rowptr: Tensor  # [M + 1]
-    row: Tensor  # [E], query of every edge
-    order: Tensor  # [E], its position in Problem.col
-    visits: Visits | None = None  # the same rows in an order that suits the cache of a CPU
-
-
 class Gradients(NamedTuple):
     """Of the inputs of the same name, in their shapes and types; None where it was not asked for."""
 

@@ -22,7 +22,7 @@ void end_rows(I* ptr, int64_t rows) {
 
 // By key; edges of the same key stay as they are.
 template <class I>
-void sort_row(I* col, int64_t* order, int64_t count, std::vector<std::pair<I, int64_t>>& room) {
+void sort_row(I* col, I* order, int64_t count, std::vector<std::pair<I, I>>& room) {
   if (std::is_sorted(col, col + count)) return;
   room.resize(count);
   for (int64_t e = 0; e < count; ++e) room[e] = {col[e], order[e]};
@@ -31,8 +31,8 @@ void sort_row(I* col, int64_t* order, int64_t count, std::vector<std::pair<I, in
 }
 
 template <class I>
-int64_t compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t queries, bool loops, I* ptr, I* col,
-                 int64_t* order) {
+int compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t queries, bool loops, I* ptr, I* col,
+                 I* order) {
   const int64_t own = loops ? std::min(keys, queries) : 0;
   std::fill(ptr, ptr + queries + 1, I(0));
   for (int64_t e = 0; e < edges; ++e) {
@@ -46,21 +46,21 @@ int64_t compress(const I* key, const I* query, int64_t edges, int64_t keys, int6
     if (loops && key[e] == query[e]) continue;
     const I to = ptr[query[e]]++;
     col[to] = key[e];
-    order[to] = kept++;
+    order[to] = static_cast<I>(kept++);
   }
   for (int64_t i = 0; i < own; ++i) {
     const I to = ptr[i]++;
     col[to] = static_cast<I>(i);
-    order[to] = kept + i;
+    order[to] = static_cast<I>(kept + i);
   }
   end_rows(ptr, queries);
-  std::vector<std::pair<I, int64_t>> room;
+  std::vector<std::pair<I, I>> room;
   for (int64_t i = 0; i < queries; ++i) sort_row(col + ptr[i], order + ptr[i], ptr[i + 1] - ptr[i] - (i < own), room);
-  return kept + own;
+  return 0;
 }
 
 template <class I>
-int64_t transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int64_t edges, I* to_ptr, I* row,
+int transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int64_t edges, I* to_ptr, I* row,
                   I* order) {
   std::fill(to_ptr, to_ptr + keys + 1, I(0));
   if (ptr[0] != 0 || ptr[queries] != edges) return -1;
@@ -74,33 +74,33 @@ int64_t transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int
     for (I e = ptr[i]; e < ptr[i + 1]; ++e) {
       const I to = to_ptr[col[e]]++;
       row[to] = static_cast<I>(i);
-      order[to] = e;
+      if (order) order[to] = e;
     }
   }
   end_rows(to_ptr, keys);
-  return edges;
+  return 0;
 }
 
 }  // namespace
 
-// The number of edges written; -1: an index out of range, or rows that do not rise. `wide`: 64-bit numbers.
+// 0, or -1: an index out of range, or rows that do not rise. `wide`: 64-bit numbers.
 
 // Keys ascending in rows of queries, and for every edge its number among those given, or with `loops`, among those that
 // are no loops; the loops then follow, one to a query that is also a key, at the end of its row.
-extern "C" __attribute__((visibility("default"))) int64_t geoattn_compress(const void* key, const void* query,
+extern "C" __attribute__((visibility("default"))) int geoattn_compress(const void* key, const void* query,
                                                                            int64_t edges, int64_t keys,
                                                                            int64_t queries, int64_t loops, void* ptr,
-                                                                           void* col, int64_t* order, int64_t wide) {
+                                                                           void* col, void* order, int64_t wide) {
   const auto run = [&](auto type) {
     using I = decltype(type);
     return compress(static_cast<const I*>(key), static_cast<const I*>(query), edges, keys, queries, loops != 0,
-                    static_cast<I*>(ptr), static_cast<I*>(col), order);
+                    static_cast<I*>(ptr), static_cast<I*>(col), static_cast<I*>(order));
   };
   return wide ? run(int64_t{}) : run(int32_t{});
 }
 
-// Rows turned to columns; edges of one key keep their order. And the position of every edge among the rows.
-extern "C" __attribute__((visibility("default"))) int64_t geoattn_transpose(const void* ptr, const void* col,
+// Rows turned to columns; edges of one key keep their order. And the position of every edge among the rows, unless null.
+extern "C" __attribute__((visibility("default"))) int geoattn_transpose(const void* ptr, const void* col,
                                                                             int64_t queries, int64_t keys,
                                                                             int64_t edges, void* to_ptr, void* row,
                                                                             void* order, int64_t wide) {

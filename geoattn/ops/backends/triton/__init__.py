@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from geoattn.ops.backends.problem import Gradients, Problem, Transpose
+from geoattn.ops.backends.problem import Gradients, Problem
+from geoattn.patterns.visits import Visits
 
 READS_OUT = True  # in its backward pass
 
@@ -98,7 +99,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def backward(
     problem: Problem,
-    transpose: Transpose | None,
+    columns: Visits | None,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
@@ -109,7 +110,7 @@ def backward(
 
     Args:
         problem: As given to `forward`.
-        transpose: The same edges by key; may be None where neither key, value nor log_weight is needed.
+        columns: The same edges by key; may be None where neither key, value nor log_weight is needed.
         out: ``[N, H, C]``.
         lse: ``[N, H]``.
         grad_out: ``[N, H, C]``.
@@ -120,8 +121,8 @@ def backward(
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     delta = torch.empty_like(lse)
     grads = _backward_rows(problem, out, lse, grad_out, grad_lse, delta, needs)
-    if transpose is not None and not {"key", "value", "log_weight"}.isdisjoint(needs):
-        grads |= _backward_columns(problem, transpose, lse, grad_out, delta, needs)
+    if columns is not None and not {"key", "value", "log_weight"}.isdisjoint(needs):
+        grads |= _backward_columns(problem, columns, lse, grad_out, delta, needs)
     return Gradients(**grads)
 
 
@@ -180,7 +181,7 @@ def _backward_rows(
 
 
 def _backward_columns(
-    problem: Problem, transpose: Transpose, lse: Tensor, grad_out: Tensor, delta: Tensor, needs: Sequence[str]
+    problem: Problem, columns: Visits, lse: Tensor, grad_out: Tensor, delta: Tensor, needs: Sequence[str]
 ) -> dict[str, Tensor]:
     from geoattn.ops.backends.triton import kernels
 
@@ -191,13 +192,13 @@ def _backward_columns(
         for name, x in inputs.items()
     }
     for step, steps in _steps(problem, list(inputs.values()), heads):
-        for launch in _launches(problem, transpose.rowptr, heads):
+        for launch in _launches(problem, columns.rowptr, heads):
             launch.run(
                 kernels.backward_columns,
                 blocks=_ceil(_ceil(problem.query.size(1), heads), steps),
-                rowptr=transpose.rowptr,
-                row=transpose.row,
-                edge=transpose.order,
+                rowptr=columns.rowptr,
+                row=columns.col,
+                edge=columns.edge,
                 lse=lse,
                 grad_out=grad_out,
                 delta=delta,
