@@ -91,9 +91,8 @@ def _make(adjacency: Adjacency, num_queries: int, num_keys: int, self_loops: boo
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
             raise ValueError(f"expected an edge_index of integers, got {edge_index.dtype}")
         narrow = max(*size, edge_index.size(-1)) < INT32_MAX // 2  # so that loops fit, too
-        return Neighbors.from_edge_index(
-            edge_index.to(torch.int32 if narrow else torch.int64), *size, self_loops=self_loops
-        )
+        dtype = torch.int32 if narrow else torch.int64
+        return Neighbors.from_edge_index(edge_index, *size, self_loops=self_loops, dtype=dtype)
     else:
         raise TypeError(f"expected an edge_index, a sparse matrix or Neighbors, got {type(adjacency).__name__}")
     if (pattern.num_queries, pattern.num_keys) != size:

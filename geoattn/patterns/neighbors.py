@@ -302,6 +302,7 @@ class Neighbors:
         num_keys: int | None = None,
         *,
         self_loops: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Neighbors:
         """Build the pattern from PyG's ``edge_index``, duplicates kept.
 
@@ -310,9 +311,11 @@ class Neighbors:
             num_queries: Number of queries; default: largest index plus one, of both rows.
             num_keys: Number of keys; default: ``num_queries``.
             self_loops: Whether to replace loops as `with_self_loops` does.
+            dtype: Index type of the pattern, int32 or int64; default: that of ``edge_index``.
 
         Raises:
-            ValueError: If the shape is not ``[2, E]``, or an index is out of range or more than its type can count.
+            ValueError: If the shape is not ``[2, E]``, a type is another, or an index is out of range or more than the
+                type can count.
         """
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"expected edge_index [2, E], got {tuple(edge_index.shape)}")
@@ -320,12 +323,15 @@ class Neighbors:
             num_queries = int(edge_index.max()) + 1 if edge_index.numel() else 0
         num_keys = num_queries if num_keys is None else num_keys
         key, query = edge_index
+        dtype = edge_index.dtype if dtype is None else dtype
+        if edge_index.is_floating_point() or edge_index.dtype == torch.bool or dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"expected edge_index and dtype int32 or int64, got {edge_index.dtype} and {dtype}")
         if not torch.compiler.is_compiling():
             edges = key.numel() + min(num_queries, num_keys) * self_loops
-            _check_fits(edge_index.dtype, queries=num_queries, keys=num_keys, edges=edges)
+            _check_fits(dtype, queries=num_queries, keys=num_keys, edges=edges)
             _check_range("edge_index[0]", key, num_keys)
             _check_range("edge_index[1]", query, num_queries)
-        rowptr, col, order = compress(key, query, num_queries, num_keys, self_loops)
+        rowptr, col, order = compress(key, query, num_queries, num_keys, self_loops, dtype)
         return cls(rowptr, col, num_keys, order, check=False)
 
     @classmethod

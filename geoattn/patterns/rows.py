@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def compress(
-    key: Tensor, query: Tensor, num_queries: int, num_keys: int, self_loops: bool
+    key: Tensor, query: Tensor, num_queries: int, num_keys: int, self_loops: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``rowptr`` ``[N + 1]`` and ``col`` ``[E]`` of edges, and the number of each among those given; all in their type.
+    """``rowptr`` ``[N + 1]`` and ``col`` ``[E]`` of edges, and the number of each among those given, in ``dtype``.
 
     Edges in a row ascend by key, duplicates as they were. With ``self_loops``, loops are replaced by one for each of
     the first ``min(N, M)`` queries, at the end of its row; the others are then numbered without them, and they after
@@ -21,20 +21,23 @@ def compress(
     Raises:
         IndexError: On CPUs, if an index is out of range.
     """
+    if key.dtype not in (torch.int32, torch.int64):
+        key, query = key.to(dtype), query.to(dtype)
     library = _library(key)
     if library is not None:
         num_edges = key.numel()
         if self_loops:
             num_edges += min(num_queries, num_keys) - int((key == query).sum())
-        rowptr, col, order = (key.new_empty(size) for size in (num_queries + 1, num_edges, num_edges))
+        rowptr, col, order = (key.new_empty(size, dtype=dtype) for size in (num_queries + 1, num_edges, num_edges))
         _run(
             library.geoattn_compress,
             (key.contiguous(), query.contiguous()),
             (key.numel(), num_keys, num_queries, self_loops),
             (rowptr, col, order),
-            (key.dtype == torch.int64,),
+            (key.dtype == torch.int64, dtype == torch.int64),
         )
         return rowptr, col, order
+    key, query = key.to(dtype), query.to(dtype)
     loops = key[:0]
     if self_loops:
         kept = key != query
@@ -44,7 +47,7 @@ def compress(
     key, query = torch.cat([key, loops]), torch.cat([query, loops])
     row, by_query = query[order].sort(stable=True)
     order = order[by_query]
-    return _begins(row, num_queries), key[order], order.to(key.dtype)
+    return _begins(row, num_queries), key[order], order.to(dtype)
 
 
 def transpose(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -30,11 +30,11 @@ void sort_row(I* col, I* order, int64_t count, std::vector<std::pair<I, I>>& roo
   for (int64_t e = 0; e < count; ++e) col[e] = room[e].first, order[e] = room[e].second;
 }
 
-template <class I>
-int compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t queries, bool loops, I* ptr, I* col,
-                 I* order) {
+template <class I, class O>
+int compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t queries, bool loops, O* ptr, O* col,
+             O* order) {
   const int64_t own = loops ? std::min(keys, queries) : 0;
-  std::fill(ptr, ptr + queries + 1, I(0));
+  std::fill(ptr, ptr + queries + 1, O(0));
   for (int64_t e = 0; e < edges; ++e) {
     if (key[e] < 0 || key[e] >= keys || query[e] < 0 || query[e] >= queries) return -1;
     ptr[query[e] + 1] += !(loops && key[e] == query[e]);
@@ -44,17 +44,17 @@ int compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t 
   int64_t kept = 0;
   for (int64_t e = 0; e < edges; ++e) {
     if (loops && key[e] == query[e]) continue;
-    const I to = ptr[query[e]]++;
-    col[to] = key[e];
-    order[to] = static_cast<I>(kept++);
+    const O to = ptr[query[e]]++;
+    col[to] = static_cast<O>(key[e]);
+    order[to] = static_cast<O>(kept++);
   }
   for (int64_t i = 0; i < own; ++i) {
-    const I to = ptr[i]++;
-    col[to] = static_cast<I>(i);
-    order[to] = static_cast<I>(kept + i);
+    const O to = ptr[i]++;
+    col[to] = static_cast<O>(i);
+    order[to] = static_cast<O>(kept + i);
   }
   end_rows(ptr, queries);
-  std::vector<std::pair<I, I>> room;
+  std::vector<std::pair<O, O>> room;
   for (int64_t i = 0; i < queries; ++i) sort_row(col + ptr[i], order + ptr[i], ptr[i + 1] - ptr[i] - (i < own), room);
   return 0;
 }
@@ -88,22 +88,24 @@ int transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int64_t
 // Keys ascending in rows of queries, and for every edge its number among those given, or with `loops`, among those that
 // are no loops; the loops then follow, one to a query that is also a key, at the end of its row.
 extern "C" __attribute__((visibility("default"))) int geoattn_compress(const void* key, const void* query,
-                                                                           int64_t edges, int64_t keys,
-                                                                           int64_t queries, int64_t loops, void* ptr,
-                                                                           void* col, void* order, int64_t wide) {
-  const auto run = [&](auto type) {
-    using I = decltype(type);
+                                                                       int64_t edges, int64_t keys, int64_t queries,
+                                                                       int64_t loops, void* ptr, void* col,
+                                                                       void* order, int64_t wide, int64_t to_wide) {
+  const auto run = [&](auto from, auto to) {
+    using I = decltype(from);
+    using O = decltype(to);
     return compress(static_cast<const I*>(key), static_cast<const I*>(query), edges, keys, queries, loops != 0,
-                    static_cast<I*>(ptr), static_cast<I*>(col), static_cast<I*>(order));
+                    static_cast<O*>(ptr), static_cast<O*>(col), static_cast<O*>(order));
   };
-  return wide ? run(int64_t{}) : run(int32_t{});
+  if (to_wide) return wide ? run(int64_t{}, int64_t{}) : run(int32_t{}, int64_t{});
+  return wide ? run(int64_t{}, int32_t{}) : run(int32_t{}, int32_t{});
 }
 
 // Rows turned to columns; edges of one key keep their order. And the position of every edge among the rows, unless null.
 extern "C" __attribute__((visibility("default"))) int geoattn_transpose(const void* ptr, const void* col,
-                                                                            int64_t queries, int64_t keys,
-                                                                            int64_t edges, void* to_ptr, void* row,
-                                                                            void* order, int64_t wide) {
+                                                                        int64_t queries, int64_t keys, int64_t edges,
+                                                                        void* to_ptr, void* row, void* order,
+                                                                        int64_t wide) {
   const auto run = [&](auto type) {
     using I = decltype(type);
     return transpose(static_cast<const I*>(ptr), static_cast<const I*>(col), queries, keys, edges,
