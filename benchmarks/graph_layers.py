@@ -45,6 +45,7 @@ from geoattn import Neighbors
 K, HEADS, WIDTH = 16, 4, 32
 SPACE, PROPAGATED, NEAREST = 4, 22, 40  # of GravNet, as in its paper
 NARROW = (32, 64)
+FEATURES = 16  # of nodes, such as heat kernel signatures, that the first layer of a network is given
 PRODUCTS = "its matrix products alone"
 SIZE, MODEL_SIZE = 100_000, 60_000
 KINKS = 2e-2  # of layers with ReLU: a unit that is zero but for rounding has its gradient or none, and both are right
@@ -59,15 +60,15 @@ WITH_BARS = ("GATv2Conv", "TransformerConv")
 Factories = dict[str, Callable[[], Variant]]
 
 
-def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH) -> Factories:
-    """One layer in the middle of a network, or on Cora in its beginning; PyG's and ours with its parameters."""
+def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH, first: bool = False) -> Factories:
+    """One layer in the middle of a network, or on Cora and if ``first``, its first; PyG's and ours with its parameters."""
     edge_index, nodes = edges(job, graph)
     if graph == "cora":
         x = cora().x.to(job.device)
         theirs, ours = make(name, x.size(1), heads=8, width=8)
     else:
-        x = torch.randn(nodes, channels, device=job.device).requires_grad_()
-        theirs, ours = make(name, channels, HEADS, channels // HEADS)
+        x = torch.randn(nodes, FEATURES if first else channels, device=job.device).requires_grad_(not first)
+        theirs, ours = make(name, x.size(1), HEADS, channels // HEADS)
     ours.load_state_dict(theirs.state_dict())
     for conv in (theirs, ours):
         conv.to(job.device).eval()  # without dropout, and SuperGAT without its sampled pairs
@@ -89,10 +90,12 @@ def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH) -> Fac
     def products() -> Variant:
         linears = [module for module in theirs.modules() if isinstance(module, pyg.Linear)]
         used = [p for linear in linears for p in linear.parameters()]
-        return Variant(lambda: sum(linear(x) for linear in linears), (x, *used), grad, same=False)
+        return Variant(
+            lambda: sum(linear(x) for linear in linears), (*inputs[: x.requires_grad], *used), grad, same=False
+        )
 
     found: Factories = {"PyG": lambda: Variant(lambda: theirs(x, *more), inputs, grad, tolerance=KINKS)}
-    backends = fast_backends(job.device)[: 1 if channels in NARROW else None]
+    backends = fast_backends(job.device)[: 1 if first or channels in NARROW else None]
     found |= {backend: lambda backend=backend: own(backend) for backend in backends}
     return found | ({PRODUCTS: products} if name in WITH_BARS and graph != "cora" else {})
 
@@ -206,6 +209,11 @@ CASES |= {
     for graph in ("mesh", "knn")
     for channels in NARROW
 }
+CASES |= {
+    f"{name}-{graph}-first": partial(layer, name=name, graph=graph, first=True)
+    for name in WITH_BARS
+    for graph in ("mesh", "knn")
+}
 CASES |= {name: partial(model, name=name) for name in MODELS}
 
 
@@ -220,8 +228,8 @@ def report(options: Options) -> None:
         _models(options, text)
     notes = (
         f"Layers of {HEADS} heads of {WIDTH} channels on {HEADS * WIDTH} features unless said, float32, gradients of "
-        "features and of all parameters; on Cora the first layer of a network: 8 heads of 8 channels, gradients of the "
-        "parameters. PointTransformerConv has one head, and a network of two layers on positions. Evaluation mode: "
+        f"features and of all parameters; first layers are given {FEATURES} features without gradients, on Cora its "
+        "features, and have 8 heads of 8 channels there. PointTransformerConv has one head, and a network of two layers on positions. Evaluation mode: "
         "without dropout and without SuperGAT's sampled pairs. The graph is static, as users have it: an `edge_index` "
         "that is the same tensor in every pass. The matrix products alone are those of a layer's linear maps, which "
         "are the same in both: they bound what any attention can gain. PyG's GravNetConv needs pyg-lib, which is not "
@@ -287,9 +295,11 @@ def _time(options: Options, size: int, cases: list[str], wide: list[str]) -> dic
 
 
 def _title(case: str) -> str:
-    """The layer, and how many channels it has where they are fewer than the others'."""
-    name, _, *channels = case.split("-")
-    return f"{name}, {channels[0]} channels" if channels else name
+    """The layer, and in what it differs from the others."""
+    name, _, *rest = case.split("-")
+    if not rest:
+        return name
+    return f"{name}, first layer" if rest[0] == "first" else f"{name}, {rest[0]} channels"
 
 
 def _cells(timings: Timings, backend: str) -> list[str]:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -460,12 +461,71 @@ def test_the_same_bits_in_whatever_order_rows_are_visited(score):
     arguments = problem(pattern, score, dim=3, width=2, dtype=torch.float32)
     dropout = 0.5 if score == "dot" else 0.0
     found = run("cpu", pattern, arguments, dropout=dropout)
+    assert pattern._visits[False].edge is not None
     pattern._visits = {False: None, True: None}
     for name, value in run("cpu", pattern, arguments, dropout=dropout).items():
         if name == "att":  # one sum over all rows, in another order
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4 * value.abs().max().item())
         else:
             assert torch.equal(found[name], value), name
+
+
+@pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
+def test_where_rows_are_visited_nothing_else_is_made_of_the_pattern():
+    pattern = Neighbors.knn(torch.rand(visits.MIN_KEYS, 3, generator=torch.Generator().manual_seed(0)), 5)
+    run("cpu", pattern, problem(pattern, "dot", heads=1, groups=1, dtype=torch.float32))
+    assert pattern._transpose is None
+    assert all(found.edge is None for found in pattern._visits.values())
+    assert len(pattern._visits) == 2
+
+
+OVERWRITTEN = [("dot", False), ("everything", False), ("dot", True), ("gatv2_edges", False), ("gatv2_edges", True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize(("score", "value_is_key"), OVERWRITTEN)
+@pytest.mark.parametrize("name", [None, *FAST])
+def test_gradients_are_the_same_where_keys_and_values_are_overwritten(name, score, value_is_key, groups, dtype):
+    pattern = random_pattern(60, 20, 900)  # rows of several tiles, and by key of several batches
+    arguments = problem(pattern, score, groups=groups, dim=8, width=8, dtype=dtype)
+    if value_is_key:
+        del arguments["value"]
+    leaves = list(arguments.values())
+
+    def gradients(overwrite, **options):
+        inner = {name: x * 1 for name, x in arguments.items()}
+        kept = {name: inner[name].detach().clone() for name in ("key", "value") if name in inner}
+        if value_is_key:
+            inner["value"] = inner["key"]
+        with geoattn.backend(name) if name else nullcontext():
+            out = attend(pattern=pattern, overwrite=overwrite, **inner)
+            grads = torch.autograd.grad(out, leaves, torch.ones_like(out) / 3, **options)
+        return grads, all(torch.equal(inner[name], value) for name, value in kept.items())
+
+    expected, as_it_was = gradients(False)
+    assert as_it_was
+    found, as_it_was = gradients(True)
+    one_of_both = value_is_key and score == "dot"  # made as two that are added
+    assert as_it_was == (name in ("torch", "triton") or one_of_both or "cpu" not in AVAILABLE)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    for options in ({"retain_graph": True}, {"create_graph": True}):
+        found, as_it_was = gradients(True, **options)
+        assert as_it_was
+        tolerance = {"rtol": TOLERANCE[dtype]["rtol"], "atol": 10 * TOLERANCE[dtype]["atol"]}
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, **tolerance)
+
+
+@pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
+def test_who_needs_what_was_overwritten_is_told():
+    pattern = random_pattern()
+    arguments = {name: x * 1 for name, x in problem(pattern).items()}
+    key = arguments["key"]
+    other = key.square().sum()  # needs the key in its own backward pass
+    attend(pattern=pattern, overwrite=True, **arguments).sum().backward(inputs=[key])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward(inputs=[key])
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
@@ -522,7 +582,7 @@ def test_opcheck(name, score):
     arguments = (
         *(a[n] for n in ("query", "key", "value")), pattern.rowptr, pattern.col, a.get("bias"), weight,
         a.get("edge_key"), a.get("edge_value"), a.get("att"), 0.5, 0.2, 0.0, None,
-        [columns.rowptr, columns.col, columns.edge_order], [], [], name,
+        [], [columns.rowptr, columns.col, columns.edge_order, None], name, False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.geoattn.attend.default, arguments)
 
@@ -593,7 +653,7 @@ def test_autocast(name):
         out = attend(query, key, value.float(), pattern, bias)  # one of another type, as a parameter would be
         direct, _ = torch.ops.geoattn.attend(
             query, key, value.float(), pattern.rowptr, pattern.col, bias, None, None, None, None, 2**-0.5, 0.2, 0.0,
-            None, [], [], [], None,
+            None, [], [], None, False,
         )  # fmt: skip
     assert out.dtype == direct.dtype == torch.bfloat16
     expected = attend(*(t.double() for t in (query, key, value)), pattern, bias.double())

@@ -12,7 +12,9 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from geoattn import Neighbors
+from geoattn.ops.backends import cpu
 from geoattn.patterns import adjacency, as_neighbors
+from geoattn.patterns.rows import compress
 
 QUERIES, KEYS = 7, 5
 edge_lists = st.lists(st.tuples(st.integers(0, KEYS - 1), st.integers(0, QUERIES - 1)), max_size=25)
@@ -74,6 +76,42 @@ def test_self_loops_are_pygs(edges):
     assert_is(built, add_self_loops(remove_self_loops(bare.to_edge_index().long())[0], num_nodes=KEYS)[0])
     assert torch.equal(bare.with_self_loops().edge_order, given.edge_order)
     assert torch.equal(given.with_self_loops().to_edge_index(), given.to_edge_index())
+
+
+@given(edge_lists, st.booleans(), st.sampled_from([torch.int32, torch.int64, torch.int16]), st.booleans())
+def test_counting_is_sorting(edges, self_loops, dtype, wide):
+    """The compiled kernels against torch's sort."""
+    settings = {"self_loops": self_loops, "dtype": torch.int64 if wide else torch.int32}
+    found = Neighbors.from_edge_index(index(edges, dtype), QUERIES, KEYS, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("geoattn.patterns.rows._library", lambda x: None)
+        expected = Neighbors.from_edge_index(index(edges, dtype), QUERIES, KEYS, **settings)
+        turned = expected.transpose
+    for a, b in ((found, expected), (found.transpose, turned)):
+        for x, y in ((a.rowptr, b.rowptr), (a.col, b.col), (a.edge_order, b.edge_order)):
+            assert x.dtype == settings["dtype"]
+            assert torch.equal(x, y)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="needs the compiled kernels")
+def test_counting_checks_what_was_not_checked():
+    key, query = index([(0, 1), (5, 0)])
+    with pytest.raises(IndexError, match="does not exist"):
+        compress(key, query, 2, 5, False, torch.int64)
+    with pytest.raises(IndexError, match="does not exist"):
+        compress(query, key, 5, 2, True, torch.int32)
+    for rowptr, col in (([0, 2, 1, 3], [0, 1, 2]), ([0, 1, 1, 2], [0, 1, 2]), ([0, 1, 2, 3], [0, 1, -1])):
+        pattern = Neighbors(torch.tensor(rowptr), torch.tensor(col), 3, check=False)
+        with pytest.raises(IndexError, match="rows do not rise"):
+            _ = pattern.transpose
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_an_edge_index_is_of_integers(dtype):
+    with pytest.raises(ValueError, match="int32 or int64"):
+        Neighbors.from_edge_index(index([(0, 1)]).to(dtype), 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="int32 or int64"):
+        Neighbors.from_edge_index(index([(0, 1)]), 2, dtype=torch.int16)
 
 
 def test_heads_of_their_own_take_no_loops():

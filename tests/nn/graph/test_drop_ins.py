@@ -351,11 +351,36 @@ def test_nothing_of_the_width_of_messages_is_kept(name):
     assert all(len(shape) == 1 for shape in per_edge)
 
 
+@pytest.mark.parametrize(
+    ("name", "linear"), [("GATv2Conv", "lin_l"), ("TransformerConv", "lin_value"), ("TransformerConv", "lin_skip")]
+)
+def test_what_others_read_is_not_overwritten(name, linear):
+    """Hooks on inner layers keep what they saw, a kept graph gives the same gradients again; so do shared weights."""
+    mine, theirs = pair(name, {"share_weights": True} if name == "GATv2Conv" else {})
+    x, edge_index = features(NODES, WIDTH), edges()
+    seen = []
+    for layer in (mine, theirs):
+        inner = layer.get_submodule(linear)
+        handle = inner.register_forward_hook(lambda module, given, out: seen.append((out, out.detach().clone())))
+        layer(x, edge_index).sum().backward()
+        handle.remove()
+    assert all(torch.equal(out, copy) for out, copy in seen)
+    mine, theirs = pair(name, {"heads": 2})
+    parameters = list(mine.parameters())
+    out = mine(x, edge_index).sum()
+    first, second = (torch.autograd.grad(out, parameters, retain_graph=True, allow_unused=True) for _ in range(2))
+    third = torch.autograd.grad(out, parameters, allow_unused=True)
+    expected = torch.autograd.grad(theirs(x, edge_index).sum(), list(theirs.parameters()), allow_unused=True)
+    for grads in (first, second, third):
+        for found, wanted in zip(grads, expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_a_static_graph_is_sorted_once(name, monkeypatch):
     made = []
     make = Neighbors.from_edge_index.__func__
-    monkeypatch.setattr(Neighbors, "from_edge_index", classmethod(lambda *a: made.append(1) or make(*a)))
+    monkeypatch.setattr(Neighbors, "from_edge_index", classmethod(lambda *a, **b: made.append(1) or make(*a, **b)))
     mine, theirs = pair(name, {})
     edge_index = edges()
     for _ in range(3):
