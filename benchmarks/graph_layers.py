@@ -61,7 +61,7 @@ Factories = dict[str, Callable[[], Variant]]
 
 
 def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH, first: bool = False) -> Factories:
-    """One layer in the middle of a network, or on Cora and if ``first``, its first; PyG's and ours with its parameters."""
+    """One layer in the middle of a network, or (on Cora, or if ``first``) its first; PyG's and ours."""
     edge_index, nodes = edges(job, graph)
     if graph == "cora":
         x = cora().x.to(job.device)
@@ -228,8 +228,9 @@ def report(options: Options) -> None:
         _models(options, text)
     notes = (
         f"Layers of {HEADS} heads of {WIDTH} channels on {HEADS * WIDTH} features unless said, float32, gradients of "
-        f"features and of all parameters; first layers are given {FEATURES} features without gradients, on Cora its "
-        "features, and have 8 heads of 8 channels there. PointTransformerConv has one head, and a network of two layers on positions. Evaluation mode: "
+        f"features and of all parameters; first layers of networks are given {FEATURES} features, on Cora its own, "
+        "without gradients, and have 8 heads of 8 channels there. PointTransformerConv has one head, and a network of "
+        "two layers on positions. Evaluation mode: "
         "without dropout and without SuperGAT's sampled pairs. The graph is static, as users have it: an `edge_index` "
         "that is the same tensor in every pass. The matrix products alone are those of a layer's linear maps, which "
         "are the same in both: they bound what any attention can gain. PyG's GravNetConv needs pyg-lib, which is not "

@@ -49,7 +49,7 @@ class Measured(harness.Options):
 
 def test_layers_in_pygs_place_agree_with_it():
     """And run: what a process of the benchmark does, on few nodes."""
-    for case in ("GATv2Conv-mesh-32", "GravNetConv-knn", "AttentiveFP"):
+    for case in ("GATv2Conv-mesh-32", "TransformerConv-knn-first", "GravNetConv-knn", "AttentiveFP"):
         result = harness.measure(harness.Job(case, 200, seconds=0.0), graph_layers.CASES)
         assert not result["failed"]
         ours = "accelerated" if case == "AttentiveFP" else graph_layers.fast_backends("cpu")[0]
