@@ -127,7 +127,7 @@ class Neighbors:
 
         What such a kernel reads then stays in the cache of a CPU, whatever the order of the elements: attention over
         100,000 random points takes half the time. None where that would not pay: on other devices, for fewer than
-        16,384 keys, where rows already lie so, where the queries are not the keys; and without the compiled kernels.
+        32,768 keys, where rows already lie so, where the queries are not the keys; and without the compiled kernels.
         It is made when first asked for, but not while compiling.
 
         Args:
@@ -145,6 +145,8 @@ class Neighbors:
         found = self._visits.get(transposed)
         if found is None or found.row is None or found.edge is not None or not positions:
             return found
+        if torch.compiler.is_compiling():
+            return None
         by, row = self.transpose if transposed else self, found.row.long()
         _, edge = _gather_rows(by.rowptr[:-1][row], by.degree[row], by.num_edges)
         order = by.edge_order if transposed else None

@@ -517,6 +517,18 @@ def test_gradients_are_the_same_where_keys_and_values_are_overwritten(name, scor
             torch.testing.assert_close(x, y, **tolerance)
 
 
+@pytest.mark.parametrize("name", [None, *FAST])
+def test_keys_that_are_queries_are_not_overwritten(name):
+    pattern = random_pattern(20, 20, 300)
+    leaf = torch.randn(20, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    with geoattn.backend(name) if name else nullcontext():
+        found, expected = (
+            torch.autograd.grad(attend(x, x, leaf, pattern, overwrite=o).sum(), leaf)
+            for x, o in ((leaf * 1, True), (leaf * 1, False))
+        )
+    torch.testing.assert_close(*found, *expected)
+
+
 @pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
 def test_who_needs_what_was_overwritten_is_told():
     pattern = random_pattern()

@@ -85,14 +85,15 @@ def backward(
     """
     one = problem.value is problem.key and problem.att is not None and {"key", "value"}.issubset(needs)
     problem = _side_by_side(problem)
-    # The kernel sums along keys when it no longer needs those of others, and a row is written once it has been read.
-    over = ("key", "value") if problem.overwrite and (one or problem.value is not problem.key) else ()
+    # The kernel sums along keys when it no longer needs those of others, and writes a row when it has read it.
+    over = problem.overwrite and (one or problem.value is not problem.key)
     grads = {}
     for name in needs:
         if name == "value" and one:
             continue
         x = getattr(problem, name).detach()
-        reused = name in over and x.is_contiguous()
+        read = x.data_ptr() in (problem.query.data_ptr(), grad_out.data_ptr())
+        reused = over and name in ("key", "value") and x.is_contiguous() and not read
         grads[name] = x if reused else torch.empty_like(x, memory_format=torch.contiguous_format)
     call = _call(problem, lse)
     grad_out = _narrow(grad_out if grad_out.stride(2) == 1 else grad_out.contiguous())

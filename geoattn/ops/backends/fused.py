@@ -24,9 +24,9 @@ OWN_GRADIENTS = ("torch", "cpu", "triton", None)
 _NAMES = Gradients._fields
 
 
-# The fields of `Problem`, without the values where those are the keys: there is one gradient then, that of keys; the
-# the `Visits` of rows (none where rows have none); those of columns, or columns in their order (none where no gradient
-# needs them); and the backend.
+# The fields of `Problem`, without the values where those are the keys: there is one gradient then, that of keys;
+# the `Visits` of rows, if they have any; those of columns, or else columns as they are, where a gradient needs them; and
+# the backend.
 _ARGUMENTS = """
     Tensor query, Tensor key, Tensor? value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
     Tensor? edge_key, Tensor? edge_value, Tensor? att, float scale, float negative_slope, float dropout, Tensor? seed,
@@ -114,7 +114,9 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
         arguments = (*tensors, *ctx.settings, seed, *orders, ctx.backend, out, lse, grad_out, grad_lse, needs)
         if ctx.overwrite and type(tensors[1]) is Tensor and not _graph_is_kept():
             found = _gradients(arguments, overwrite=True)
-            torch.autograd.graph.increment_version([x for x in tensors[1:3] if x is not None])
+            for x in tensors[1:3]:
+                if x is not None:
+                    torch.autograd.graph.increment_version(x)
         else:
             found = attend_backward(*arguments)
         grads = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
