@@ -114,8 +114,8 @@ def attend(
         att: Attention vector of additive scores, ``[H, D]``, for `Neighbors`.
         negative_slope: Slope of the LeakyReLU of additive scores.
         overwrite: Whether the backward pass may write gradients of keys and values over them, which takes less memory:
-            for tensors that nobody else reads and that share no memory, such as a layer's own projections. Where the
-            graph is kept (``retain_graph``, ``create_graph``), nothing is overwritten.
+            for tensors that nobody else reads and that share no memory, such as a layer's own projections. Leaves
+            are never overwritten, and nothing where the graph is kept (``retain_graph``, ``create_graph``).
         return_lse: Also return the log-sum-exp of each query's scores, ``[N, H]`` (``-inf`` where empty).
 
     Returns:

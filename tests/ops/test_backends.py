@@ -518,7 +518,7 @@ def test_gradients_are_the_same_where_keys_and_values_are_overwritten(name, scor
 
 
 @pytest.mark.parametrize("name", [None, *FAST])
-def test_keys_that_are_queries_are_not_overwritten(name):
+def test_keys_that_are_queries_and_leaves_are_not_overwritten(name):
     pattern = random_pattern(20, 20, 300)
     leaf = torch.randn(20, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     with geoattn.backend(name) if name else nullcontext():

@@ -24,9 +24,9 @@ OWN_GRADIENTS = ("torch", "cpu", "triton", None)
 _NAMES = Gradients._fields
 
 
-# The fields of `Problem`, without the values where those are the keys: there is one gradient then, that of keys;
-# the `Visits` of rows, if they have any; those of columns, or else columns as they are, where a gradient needs them; and
-# the backend.
+# The fields of `Problem`, without the values where those are the keys: there is one gradient then, that of keys; the
+# `Visits` of rows, if they have any; those of columns, or else columns as they are, where a gradient needs them; and the
+# backend.
 _ARGUMENTS = """
     Tensor query, Tensor key, Tensor? value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
     Tensor? edge_key, Tensor? edge_value, Tensor? att, float scale, float negative_slope, float dropout, Tensor? seed,
@@ -112,11 +112,11 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
         grads = _differentiable(tensors, ctx.settings, seed, needs, grad_out, grad_lse)
     else:
         arguments = (*tensors, *ctx.settings, seed, *orders, ctx.backend, out, lse, grad_out, grad_lse, needs)
-        if ctx.overwrite and type(tensors[1]) is Tensor and not _graph_is_kept():
+        written = [x for x in tensors[1:3] if x is not None]
+        if ctx.overwrite and not _graph_is_kept() and all(type(x) is Tensor and not x.is_leaf for x in written):
             found = _gradients(arguments, overwrite=True)
-            for x in tensors[1:3]:
-                if x is not None:
-                    torch.autograd.graph.increment_version(x)
+            for x in written:
+                torch.autograd.graph.increment_version(x)
         else:
             found = attend_backward(*arguments)
         grads = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
