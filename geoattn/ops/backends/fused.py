@@ -25,8 +25,8 @@ _NAMES = Gradients._fields
 
 
 # The fields of `Problem`, without the values where those are the keys: there is one gradient then, that of keys; the
-# `Visits` of rows, if they have any; those of columns, or else columns as they are, where a gradient needs them; and the
-# backend.
+# `Visits` of rows, if they have any; those of columns, or else columns as they are, where a gradient needs them; and
+# the backend.
 _ARGUMENTS = """
     Tensor query, Tensor key, Tensor? value, Tensor rowptr, Tensor col, Tensor? bias, Tensor? log_weight,
     Tensor? edge_key, Tensor? edge_value, Tensor? att, float scale, float negative_slope, float dropout, Tensor? seed,
