@@ -9,10 +9,11 @@ from torch_geometric.nn.dense import Linear
 from geoattn.nn.graph._linears import linears
 
 
-@pytest.fixture
-def layers():
+@pytest.fixture(params=[1, 6])  # in the second, inputs are narrow
+def layers(request):
     torch.manual_seed(0)
-    return [nn.Linear(5, 4).double(), Linear(5, 3, bias=False).double(), nn.Linear(5, 2).double()]
+    out = [request.param * width for width in (4, 3, 2)]
+    return [nn.Linear(5, out[0]).double(), Linear(5, out[1], bias=False).double(), nn.Linear(5, out[2]).double()]
 
 
 def test_outputs_and_gradients(layers):
@@ -27,6 +28,7 @@ def test_outputs_and_gradients(layers):
         ]
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b)
+            assert a.stride() == b.stride()
 
 
 def test_derivatives(layers):
