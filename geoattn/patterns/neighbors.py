@@ -14,7 +14,7 @@ from torch import Tensor
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
 from geoattn.patterns.rows import compress, row_of_edges, transpose
-from geoattn.patterns.visits import Visits, find_visits
+from geoattn.patterns.visits import Visits, find_visits, may_pay
 
 INT32_MAX = torch.iinfo(torch.int32).max
 
@@ -139,9 +139,9 @@ class Neighbors:
         """
         if transposed not in self._visits and not torch.compiler.is_compiling():
             rowptr, col = self.rowptr, self.col
-            if transposed:
+            if transposed and may_pay(rowptr, self.num_keys):
                 rowptr, col = transpose(rowptr, col, self.num_keys)
-            self._visits[transposed] = find_visits(rowptr, col, self.num_queries if transposed else self.num_keys)
+            self._visits[transposed] = find_visits(rowptr, col, self.num_keys)
         found = self._visits.get(transposed)
         if found is None or found.row is None or found.edge is not None or not positions:
             return found

@@ -21,6 +21,14 @@ class Visits(NamedTuple):
     row: Tensor | None = None  # [N], the number each row has in the pattern; None: its own
 
 
+def may_pay(rowptr: Tensor, num_keys: int) -> bool:
+    """Whether an order is worth looking for: of these rows, or of their columns."""
+    from geoattn.ops.backends import cpu  # ops is built on patterns
+
+    rows = rowptr.numel() - 1
+    return cpu.library() is not None and rowptr.device.type == "cpu" and rows == num_keys and rows >= MIN_KEYS
+
+
 def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:
     """An order of rows that keeps what they read in cache, without ``edge``, or None where it would not pay.
 
@@ -39,7 +47,7 @@ def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:
 
     rows, edges = rowptr.numel() - 1, col.numel()
     library = cpu.library()
-    if library is None or rowptr.device.type != "cpu" or rows != num_keys or rows < MIN_KEYS:
+    if library is None or not may_pay(rowptr, num_keys):
         return None
     dtype = torch.int32 if max(rows, edges) < 2**31 else torch.int64
     found = [torch.empty(size, dtype=dtype) for size in (rows + 1, edges, rows)]
