@@ -179,7 +179,8 @@ def _backward_sparse(
             grads[name].zero_()
 
     def along_keys(name: str, values: Tensor, x: Tensor, head: int, scale: float = 1.0) -> None:
-        if columns is not None and by_key is not None and columns.edge is not None:
+        if columns is not None and by_key is not None:
+            assert columns.edge is not None  # those without are for the CPU's kernels
             values = torch.index_select(values, 0, columns.edge, out=other_room[: values.numel()])
             by_key.product(values, x, grads[name][:, head // groups], scale, add=head % groups > 0)
 
