@@ -64,8 +64,8 @@ def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH, first:
     """One layer in the middle of a network, or (on Cora, or if ``first``) its first; PyG's and ours."""
     edge_index, nodes = edges(job, graph)
     if graph == "cora":
-        x = cora().x.to(job.device)
-        theirs, ours = make(name, x.size(1), heads=8, width=8)
+        x, channels = cora().x.to(job.device), 64
+        theirs, ours = make(name, x.size(1), heads=8, width=channels // 8)
     else:
         x = torch.randn(nodes, FEATURES if first else channels, device=job.device).requires_grad_(not first)
         theirs, ours = make(name, x.size(1), HEADS, channels // HEADS)
@@ -77,7 +77,7 @@ def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH, first:
         more = (torch.rand(nodes, 3, device=job.device), edge_index)
     elif name == "GravNetConv":  # finds its own graph
         more = ()
-    grad = torch.randn_like(theirs(x.detach(), *more))
+    grad = torch.randn(nodes, channels, device=job.device)  # no layer runs before its memory is measured
     inputs = (*((x,) if x.requires_grad else ()), *theirs.parameters())
 
     def own(backend: str) -> Variant:
