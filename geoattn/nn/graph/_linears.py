@@ -16,10 +16,16 @@ def linears(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     Autograd by itself makes a gradient of ``x`` for every layer and adds them up one by one; here the products add to
     one. Layers that are more than a product, such as those with hooks, are called.
     """
-    device = x.device.type
-    if not plain(*layers) or len(layers) == 1 or torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
+    if not plain(*layers):
         return [layer(x) for layer in layers]
-    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    parameters: list[Any] = [p for layer in layers for p in (layer.weight, layer.bias)]
+    return products(x, *parameters)
+
+
+def products(x: Tensor, *parameters: Any) -> list[Tensor]:
+    """``x W^T + b`` for every two ``parameters``, a weight ``W`` ``[out_channels, in_channels]`` and a bias or None."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return [F.linear(x, w, b) for w, b in zip(parameters[::2], parameters[1::2], strict=True)]
     return list(_Linears.apply(x, *parameters))
 
 

@@ -18,6 +18,7 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_t
 
 from geoattn import Neighbors
 from geoattn import nn as ours
+from geoattn.nn.graph import transformer_conv
 from geoattn.patterns import adjacency
 
 NODES, SOURCES, EDGES, WIDTH, EDGE_WIDTH = 12, 9, 60, 6, 3
@@ -337,6 +338,40 @@ def test_second_derivatives(name, arguments):
     for a, b in zip(*found, strict=True):
         if b is not None:
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("channels", [2, (2, WIDTH)])
+@pytest.mark.parametrize("arguments", [{}, {"heads": 3}, {"heads": 2, "concat": False}, {"heads": 2, "bias": False}])
+def test_inputs_narrower_than_heads_are_what_is_gathered(channels, arguments, monkeypatch):
+    """TransformerConv: outputs, both derivatives, and when it gathers keys all the same."""
+    gathered = []
+    attend = transformer_conv.attend
+    monkeypatch.setattr(transformer_conv, "attend", lambda *a, **b: gathered.append(a[1].shape) or attend(*a, **b))
+    mine, theirs = pair("TransformerConv", arguments, channels)
+    source, target = features(NODES, 2), features(NODES, WIDTH, seed=2)
+    x, inputs = (source, [source]) if channels == 2 else ((source, target), [source, target])
+    out, expected = (layer(x, edges()) for layer in (mine, theirs))
+    assert_same(mine, theirs, inputs, out, expected)
+    found = []
+    for layer in (mine, theirs):
+        grads = torch.autograd.grad(layer(x, edges()).square().sum(), inputs, create_graph=True)
+        given = [*inputs, *layer.parameters()]
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in grads), given, allow_unused=True))
+    for a, b in zip(*found, strict=True):
+        if b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    assert gathered == [(NODES, 1, 2)] * 2
+
+    gathered.clear()
+    torch.testing.assert_close(*(layer(x, edges(), return_attention_weights=True)[0] for layer in (mine, theirs)))
+    handle = mine.lin_key.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(mine(x, edges()), expected)
+    handle.remove()
+    mine.dropout = 0.5
+    assert not torch.equal(mine(x, edges()), mine(x, edges()))
+    mine.eval()
+    torch.testing.assert_close(mine(x, edges()), expected)
+    assert gathered == [(NODES, 1, 2)]
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
