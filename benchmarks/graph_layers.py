@@ -64,11 +64,12 @@ def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH, first:
     """One layer in the middle of a network, or (on Cora, or if ``first``) its first; PyG's and ours."""
     edge_index, nodes = edges(job, graph)
     if graph == "cora":
-        x, channels = cora().x.to(job.device), 64
-        theirs, ours = make(name, x.size(1), heads=8, width=channels // 8)
+        x, width = cora().x.to(job.device), 64
+        theirs, ours = make(name, x.size(1), heads=8, width=width // 8)
     else:
         x = torch.randn(nodes, FEATURES if first else channels, device=job.device).requires_grad_(not first)
-        theirs, ours = make(name, x.size(1), HEADS, channels // HEADS)
+        width = channels
+        theirs, ours = make(name, x.size(1), HEADS, width // HEADS)
     ours.load_state_dict(theirs.state_dict())
     for conv in (theirs, ours):
         conv.to(job.device).eval()  # without dropout, and SuperGAT without its sampled pairs
@@ -77,7 +78,7 @@ def layer(job: Job, name: str, graph: str, channels: int = HEADS * WIDTH, first:
         more = (torch.rand(nodes, 3, device=job.device), edge_index)
     elif name == "GravNetConv":  # finds its own graph
         more = ()
-    grad = torch.randn(nodes, channels, device=job.device)  # no layer runs before its memory is measured
+    grad = torch.randn(nodes, width, device=job.device)  # no layer runs before its memory is measured
     inputs = (*((x,) if x.requires_grad else ()), *theirs.parameters())
 
     def own(backend: str) -> Variant:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.nn.dense import Linear
 
+from geoattn.nn.graph import _linears
 from geoattn.nn.graph._linears import linears
 
 
@@ -31,7 +32,29 @@ def test_outputs_and_gradients(layers):
             assert a.stride() == b.stride()
 
 
-def test_derivatives(layers):
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_rows_are_worked_on_in_blocks(layers, rows, monkeypatch):
+    """The same outputs and gradients, whether all are needed and used or not."""
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    layers[0].weight.requires_grad_(False)
+    layers[2].bias.requires_grad_(False)
+    needed = [p for p in (x, *layers[0].parameters(), *layers[2].parameters()) if p.requires_grad]
+
+    def run():
+        outs = linears(x, *layers)
+        loss = outs[0].square().sum() + outs[2].sum()  # the latter's gradient is one number, expanded
+        return [*outs, *torch.autograd.grad(loss, needed)]
+
+    expected = run()
+    monkeypatch.setattr(_linears, "_ROWS", rows)
+    for found, wanted in zip(run(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert [y.shape for y in linears(x[:0], *layers)] == [y[:0].shape for y in expected[:3]]
+
+
+@pytest.mark.parametrize("rows", [2, 4096])
+def test_derivatives(layers, rows, monkeypatch):
+    monkeypatch.setattr(_linears, "_ROWS", rows)
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     parameters = [p for layer in layers for p in layer.parameters()]
 
