@@ -14,9 +14,9 @@ def linears(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     """What each layer makes of ``x`` ``[N, in_channels]``.
 
     Autograd by itself makes a gradient of ``x`` for every layer and adds them up one by one; here the products add to
-    one. Layers that are more than a product, such as those with hooks, are called.
+    one. Layers that are more than a product, such as those with hooks, are called, and so are all of a sparse ``x``.
     """
-    if not plain(*layers):
+    if x.layout != torch.strided or not plain(*layers):
         return [layer(x) for layer in layers]
     parameters: list[Any] = [p for layer in layers for p in (layer.weight, layer.bias)]
     return products(x, *parameters)

@@ -84,3 +84,14 @@ def test_layers_that_are_more_than_products_are_called(layers):
     assert torch.equal(linears(x, *layers)[1], layers[1](x))
     with torch.autocast("cpu", torch.bfloat16):
         assert all(y.dtype == torch.bfloat16 for y in linears(x.float(), *[layer.float() for layer in layers]))
+
+
+def test_sparse_inputs(layers):
+    dense = torch.eye(7, 5, dtype=torch.float64)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    grads = []
+    for x in (dense, dense.to_sparse_csr()):
+        outs = linears(x, *layers)
+        grads.append(torch.autograd.grad(sum(y.square().sum() for y in outs), parameters))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
