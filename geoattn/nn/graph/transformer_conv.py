@@ -24,7 +24,8 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
     to which :math:`W_s x_i` is added, or mixed in by a learned gate (``beta``).
 
     Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.TransformerConv`, whose
-    documentation applies; see `AttentionDropIn` for when PyG's own path runs.
+    documentation applies; see `AttentionDropIn` for when PyG's own path runs. Up to 4 heads at least twice as wide as the
+    inputs, as in a first layer, gather the inputs instead of keys and values.
     """
 
     peer = pyg.TransformerConv
@@ -85,7 +86,8 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
         r"""The layer with the linear maps of keys and values taken out of the sums over neighbors.
 
         :math:`(W_q x_i)^\top W_k x_j = (W_k^\top W_q x_i)^\top x_j` and
-        :math:`\sum_j a_{ij} W_v x_j = W_v \sum_j a_{ij} x_j`: keys and values are the inputs, the same for all heads.
+        :math:`\sum_j a_{ij} W_v x_j = W_v \sum_j a_{ij} x_j`: keys and values are the inputs
+        ``[M, F]``, the same for all heads.
         """
         heads, inputs = self.heads, source.unsqueeze(1)
         to_query, to_key, to_value = [
