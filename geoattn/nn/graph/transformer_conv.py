@@ -24,8 +24,8 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
     to which :math:`W_s x_i` is added, or mixed in by a learned gate (``beta``).
 
     Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.TransformerConv`, whose
-    documentation applies; see `AttentionDropIn` for when PyG's own path runs. Up to 4 heads at least twice as wide as the
-    inputs, as in a first layer, gather the inputs instead of keys and values.
+    documentation applies; see `AttentionDropIn` for when PyG's own path runs. Up to 4 heads at least twice as wide as
+    the inputs, as in a first layer, gather the inputs instead of keys and values.
     """
 
     peer = pyg.TransformerConv
