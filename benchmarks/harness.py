@@ -415,8 +415,10 @@ def spread(values: Sequence[float]) -> str:
     """Median over processes, and from the lowest to the highest."""
     if not values:
         return "-"
-    median = f"{statistics.median(values):.2f}"
-    return median if len(values) == 1 else f"{median} ({min(values):.2f} to {max(values):.2f})"
+    low, median, high = (
+        f"{x:.2f}" if x >= 1 else f"{x:.3f}" for x in (min(values), statistics.median(values), max(values))
+    )
+    return median if len(values) == 1 else f"{median} ({low} to {high})"
 
 
 def ratio_table(timings: Timings, leave_out: Sequence[str] = ()) -> str:
