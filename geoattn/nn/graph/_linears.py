@@ -29,6 +29,39 @@ def products(x: Tensor, *parameters: Any) -> list[Tensor]:
     return list(_Linears.apply(x, *parameters))
 
 
+def projected(x: Tensor, layer: nn.Module, *att: Tensor) -> list[Tensor]:
+    """What ``layer`` makes of ``x`` as heads ``[N, H, C]``, and their `scores` by each ``att`` ``[1, H, C]``."""
+    heads, channels = att[0].shape[1:]
+    if scores_need_no_heads(x, layer, att[0]):
+        out, parts = products(x, layer.weight, None, _of_scores(layer, *att), None)
+        return [out.view(-1, heads, channels), *parts.unsqueeze(-1).split(heads, 1)]
+    out = layer(x).view(-1, heads, channels)
+    return [out, *((out * each).sum(-1, keepdim=True) for each in att)]
+
+
+def scores(x: Tensor, layer: nn.Module, att: Tensor) -> Tensor:
+    """Dot products ``[N, H, 1]`` of ``att`` ``[1, H, C]`` and what ``layer`` would make of ``x``, as one linear map."""
+    if _is_product(layer):
+        return F.linear(x, _of_scores(layer, att)).unsqueeze(-1)
+    return (layer(x).view(-1, *att.shape[1:]) * att).sum(-1, keepdim=True)
+
+
+def scores_need_no_heads(x: Tensor, layer: nn.Module, att: Tensor) -> bool:
+    """Whether `projected` makes scores from ``x``: where it is not wider than the heads, that is less work."""
+    return _is_product(layer) and x.layout == torch.strided and x.size(1) <= att.numel()
+
+
+def _is_product(layer: nn.Module) -> bool:
+    return plain(layer) and layer.bias is None
+
+
+def _of_scores(layer: nn.Module, *att: Tensor) -> Tensor:
+    """Weight of the linear map to scores, ``[H, in_channels]`` for each ``att``."""
+    weight: Any = layer.weight
+    of_heads = weight.view(*att[0].shape[1:], -1)
+    return torch.cat([(each.transpose(0, 1) @ of_heads).squeeze(1) for each in att])
+
+
 def plain(*layers: nn.Module) -> bool:
     """Whether each is a linear layer and no more, so that its output is known to its caller alone."""
     return all(type(layer) in (Linear, nn.Linear) and not _hooked(layer) for layer in layers)

@@ -8,6 +8,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.nn.graph._linears import projected, scores, scores_need_no_heads
 from geoattn.patterns import Adjacency
 
 
@@ -41,20 +42,21 @@ class GATConv(AttentionDropIn, pyg.GATConv):
 
         pattern = self._pattern(edge_index, source, target, size)
         lin_src, lin_dst = (self.lin_src, self.lin_dst) if self.lin is None else (self.lin, self.lin)
-        (value,) = self._heads(lin_src(source))
-        key = (value * self.att_src).sum(-1, keepdim=True)
-        if target is None:
+        shared = target is source and lin_src is lin_dst
+        value, key, *queries = projected(source, lin_src, self.att_src, *[self.att_dst] * shared)
+        if shared:
+            (query,) = queries
+        elif target is None:
             query = key.new_zeros(pattern.num_queries, self.heads, 1)
         else:
-            (at_target,) = [value] if target is source and lin_src is lin_dst else self._heads(lin_dst(target))
-            query = (at_target * self.att_dst).sum(-1, keepdim=True)
+            query = scores(target, lin_dst, self.att_dst)
         edge = None
         if features is not None:
-            (of_edges,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
-            edge = (of_edges * self.att_edge).sum(-1, keepdim=True)
+            edge = scores(self._edge_features(edge_index, features, pattern), self.lin_edge, self.att_edge)
         ones = key.new_ones(self.heads, 1)
         terms = {"att": ones, "negative_slope": self.negative_slope, "edge_key": edge}
-        out, found = self._attend(query, key, value, pattern, weights, **terms)
+        own = scores_need_no_heads(source, lin_src, self.att_src)
+        out, found = self._attend(query, key, value, pattern, weights, own, **terms)
         if target is not None and self.res is not None:
             out = out + self.res(target)
         out = out if self.bias is None else out + self.bias

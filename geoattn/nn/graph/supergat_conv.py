@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch_geometric.utils import dropout_edge
 
 from geoattn.nn.graph._drop_in import DropIn, as_edge_index, of_caller
+from geoattn.nn.graph._linears import projected
 from geoattn.ops import attend, edge_dot
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
@@ -44,14 +45,15 @@ class SuperGATConv(DropIn, pyg.SuperGATConv):
             return super().forward(x, as_edge_index(edge_index), neg_edge_index, batch)
 
         pattern = self._pattern(edge_index, x, x)
-        h = self.lin(x).view(-1, self.heads, self.out_channels)
-        product = edge_dot(h, h, pattern)
         if self.attention_type == "MX":
-            of_key, of_query = ((h * att).sum(-1) for att in (self.att_l, self.att_r))
-            score = (of_key[pattern.col] + of_query[pattern.row]) * product.sigmoid()
+            h, of_key, of_query = projected(x, self.lin, self.att_l, self.att_r)
+            product = edge_dot(h, h, pattern)
+            one = torch.ones_like(of_key)
+            total = edge_dot(torch.cat([of_query, one], -1), torch.cat([one, of_key], -1), pattern)
+            score = total * product.sigmoid()
         else:
-            product = product / math.sqrt(self.out_channels)
-            score = product
+            h = self.lin(x).view(-1, self.heads, self.out_channels)
+            score = product = edge_dot(h, h, pattern) / math.sqrt(self.out_channels)
         nothing = h.new_zeros(h.size(0), self.heads, 1)
         bias = F.leaky_relu(score, self.negative_slope)
         out = attend(nothing, nothing, h, pattern, bias, dropout=dropout)
