@@ -386,8 +386,19 @@ def test_nothing_of_the_width_of_messages_is_kept(name):
     assert all(len(shape) == 1 for shape in per_edge)
 
 
+def test_gat_conv_makes_no_heads_of_edges():
+    """Of an edge's features it needs a score alone."""
+    mine, _ = pair("GATConv", {"heads": 2, "edge_dim": EDGE_WIDTH})
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        mine(features(NODES, WIDTH), edges(), features(EDGES, EDGE_WIDTH, seed=3))
+    widths = {shape[1:].numel() for shape in kept if shape and shape[0] >= EDGES - NODES}
+    assert max(widths) == EDGE_WIDTH < 2 * 4
+
+
 @pytest.mark.parametrize(
-    ("name", "linear"), [("GATv2Conv", "lin_l"), ("TransformerConv", "lin_value"), ("TransformerConv", "lin_skip")]
+    ("name", "linear"),
+    [("GATConv", "lin"), ("GATv2Conv", "lin_l"), ("TransformerConv", "lin_value"), ("TransformerConv", "lin_skip")],
 )
 def test_what_others_read_is_not_overwritten(name, linear):
     """Hooks on inner layers keep what they saw, a kept graph gives the same gradients again; so do shared weights."""

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.nn.dense import Linear
 
 from geoattn.nn.graph import _linears
-from geoattn.nn.graph._linears import linears
+from geoattn.nn.graph._linears import linears, projected, scores
 
 
 @pytest.fixture(params=[1, 6])  # in the second, inputs are narrow
@@ -95,3 +95,40 @@ def test_sparse_inputs(layers):
         grads.append(torch.autograd.grad(sum(y.square().sum() for y in outs), parameters))
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("channels", [1, 3])  # heads narrower and wider than the inputs
+@pytest.mark.parametrize("plain", [True, False])
+def test_scores_need_no_heads(channels, plain):
+    """They are the products they stand for, with both derivatives, and whoever hooks a layer sees its heads."""
+    torch.manual_seed(0)
+    layer, seen = Linear(5, 2 * channels, bias=False).double(), []
+    if not plain:
+        layer.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    att = [torch.randn(1, 2, channels, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    heads = (x @ layer.weight.t()).view(7, 2, channels)
+    expected = [heads, *((heads * each).sum(-1, keepdim=True) for each in att)]
+    for found, wanted in zip(
+        [*projected(x, layer, *att), scores(x, layer, att[1])], [*expected, expected[2]], strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+    assert len(seen) == (0 if plain else 2)
+
+    def run(x, weight, *att):
+        return tuple(y.tanh() for y in (*projected(x, layer, *att), scores(x, layer, att[1])))
+
+    assert gradcheck(run, (x, layer.weight, *att))
+    assert gradgradcheck(run, (x, layer.weight, *att))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_half_types_are_as_exact_as_from_heads(dtype):
+    torch.manual_seed(0)
+    layer = Linear(64, 128, bias=False)
+    x, att = torch.randn(500, 64), torch.randn(1, 4, 32)
+    exact = scores(x.double(), layer.double(), att.double())
+    layer, x, att = layer.to(dtype), x.to(dtype), att.to(dtype)
+    from_heads = (layer(x).view(500, 4, 32) * att).sum(-1, keepdim=True)
+    errors = [(found.double() - exact).square().mean().sqrt() for found in (scores(x, layer, att), from_heads)]
+    assert errors[0] <= 1.2 * errors[1]
