@@ -1,10 +1,9 @@
-"""Every backend of `attend` against the reference: scores, types, edge cases, derivatives, compilation, memory."""
+"""Every backend of `attend` against the reference: scores, types, edge cases, derivatives."""
 
 import math
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,92 +13,9 @@ from hypothesis import strategies as st
 
 import geoattn
 from geoattn import Neighbors, attend
-from geoattn.ops.backends import cpu, fused, philox
+from geoattn.ops.backends import cpu, philox
 from geoattn.patterns import visits
-
-AVAILABLE = [name for name, state in geoattn.backends().items() if state == "available" and name != "reference"]
-# Those with a backward pass of their own.
-FAST = [name for name in AVAILABLE if name in fused.OWN_GRADIENTS]
-TOLERANCE = {
-    torch.float64: {"rtol": 1e-9, "atol": 1e-10},
-    torch.float32: {"rtol": 2e-4, "atol": 2e-5},
-    torch.bfloat16: {"rtol": 4e-2, "atol": 4e-2},
-    torch.float16: {"rtol": 5e-3, "atol": 5e-3},
-}
-# What a score is made of; every name but "additive" is an argument of `attend`.
-SCORES = {
-    "dot": {},
-    "bias": {"bias"},
-    "key_weight": {"key_weight"},
-    "transformer_conv": {"edge_key", "edge_value"},
-    "everything": {"bias", "key_weight", "edge_key", "edge_value"},
-    "gatv2": {"att"},
-    "gatv2_edges": {"att", "edge_key", "bias"},
-    "gat": {"att", "scalar"},
-}
-
-
-def problem(pattern, score="dot", heads=4, groups=2, dim=5, width=3, dtype=torch.float64, seed=0, shared=True):
-    """Arguments of `attend` by name; the tensors that take gradients require them."""
-    make = torch.Generator().manual_seed(seed)
-
-    def random(*shape, of=dtype):
-        return torch.randn(*shape, generator=make, dtype=torch.float64).to(of).requires_grad_()
-
-    terms = SCORES[score]
-    dim = 1 if "scalar" in terms else dim
-    arguments = {
-        "query": random(pattern.num_queries, heads, dim),
-        "key": random(pattern.num_keys, groups, dim),
-        "value": random(pattern.num_keys, groups, width),
-    }
-    edges, edge_heads = pattern.num_edges, 1 if shared else heads
-    if "bias" in terms:
-        arguments["bias"] = random(edges, edge_heads)
-    if "key_weight" in terms:
-        weight = torch.rand(pattern.num_keys, heads, generator=make, dtype=torch.float64) + 0.1
-        arguments["key_weight"] = (weight[:, 0] if shared else weight).to(dtype).clone().requires_grad_()
-    if "edge_key" in terms:
-        arguments["edge_key"] = random(edges, edge_heads, dim)
-    if "edge_value" in terms:
-        arguments["edge_value"] = random(edges, edge_heads, width)
-    if "att" in terms:
-        arguments["att"] = random(heads, dim)
-    return arguments
-
-
-def random_pattern(queries=30, keys=20, edges=150, dtype=torch.int64, seed=0):
-    make = torch.Generator().manual_seed(seed)
-    key = torch.randint(keys, (edges,), generator=make)
-    query = torch.randint(queries, (edges,), generator=make)
-    return Neighbors.from_edge_index(torch.stack([key, query]).to(dtype), queries, keys)
-
-
-def run(name, pattern, arguments, seed=0, **options):
-    """Output, log-sum-exp and the gradients of a random function of both."""
-    with geoattn.backend(name):
-        torch.manual_seed(seed)
-        out, lse = attend(pattern=pattern, return_lse=True, **arguments, **options)
-        make = torch.Generator().manual_seed(1)
-        of_out = torch.randn(out.shape, generator=make, dtype=torch.float64).to(out.dtype)
-        of_lse = torch.randn(lse.shape, generator=make, dtype=torch.float64).to(lse.dtype)
-        finite = lse.where(lse.isfinite(), 0)
-        grads = torch.autograd.grad([out, finite], list(arguments.values()), [of_out, of_lse], allow_unused=True)
-    return {"out": out, "lse": lse, **dict(zip(arguments, grads, strict=True))}
-
-
-def assert_same(found, expected, dtype):
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        # Gradients are sums: what a term loses to rounding is measured by the largest sum.
-        largest = value.abs().where(value.isfinite(), 0).max().item() if value.numel() else 0
-        tolerance = {"rtol": TOLERANCE[dtype]["rtol"], "atol": TOLERANCE[dtype]["atol"] * max(1, largest)}
-        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def exact(arguments):
-    """The same arguments in float64."""
-    return {name: x.detach().double().requires_grad_() for name, x in arguments.items()}
+from tests.ops.problems import AVAILABLE, FAST, SCORES, TOLERANCE, assert_same, exact, problem, random_pattern, run
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -368,20 +284,6 @@ def test_keys_that_are_the_values_in_second_derivatives_autocast_and_compiled(na
             torch.testing.assert_close(half.double(), full, rtol=0.1, atol=0.05 * full.abs().max().item())
 
 
-@pytest.mark.skipif("cpu" not in FAST, reason="the kernels for CPUs were not built")
-def test_on_a_cpu_the_output_is_not_kept_and_may_be_changed():
-    pattern = random_pattern(50, 40, 900)
-    a = problem(pattern, "dot")
-    expected = run("reference", pattern, a)["query"]
-    make = torch.Generator().manual_seed(1)
-    with geoattn.backend("cpu"):
-        out, lse = attend(pattern=pattern, return_lse=True, **a)
-        of_out, of_lse = (torch.randn(x.shape, generator=make, dtype=x.dtype) for x in (out, lse))
-        out.add_(1)
-        (found,) = torch.autograd.grad([out, lse], [a["query"]], [of_out, of_lse])
-    torch.testing.assert_close(found, expected, **TOLERANCE[torch.float64])
-
-
 @pytest.mark.parametrize("edges", [10, 100, 1000])
 @pytest.mark.skipif("cpu" not in FAST, reason="the kernels for CPUs were not built")
 def test_gradients_that_cancel_do_so_in_half_types(edges):
@@ -470,76 +372,6 @@ def test_the_same_bits_in_whatever_order_rows_are_visited(score):
             assert torch.equal(found[name], value), name
 
 
-@pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
-def test_where_rows_are_visited_nothing_else_is_made_of_the_pattern():
-    pattern = Neighbors.knn(torch.rand(visits.MIN_KEYS, 3, generator=torch.Generator().manual_seed(0)), 5)
-    run("cpu", pattern, problem(pattern, "dot", heads=1, groups=1, dtype=torch.float32))
-    assert pattern._transpose is None
-    assert all(found.edge is None for found in pattern._visits.values())
-    assert len(pattern._visits) == 2
-
-
-OVERWRITTEN = [("dot", False), ("everything", False), ("dot", True), ("gatv2_edges", False), ("gatv2_edges", True)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.parametrize(("score", "value_is_key"), OVERWRITTEN)
-@pytest.mark.parametrize("name", [None, *FAST])
-def test_gradients_are_the_same_where_keys_and_values_are_overwritten(name, score, value_is_key, groups, dtype):
-    pattern = random_pattern(60, 20, 900)  # rows of several tiles, and by key of several batches
-    arguments = problem(pattern, score, groups=groups, dim=8, width=8, dtype=dtype)
-    if value_is_key:
-        del arguments["value"]
-    leaves = list(arguments.values())
-
-    def gradients(overwrite, **options):
-        inner = {name: x * 1 for name, x in arguments.items()}
-        kept = {name: inner[name].detach().clone() for name in ("key", "value") if name in inner}
-        if value_is_key:
-            inner["value"] = inner["key"]
-        with geoattn.backend(name) if name else nullcontext():
-            out = attend(pattern=pattern, overwrite=overwrite, **inner)
-            grads = torch.autograd.grad(out, leaves, torch.ones_like(out) / 3, **options)
-        return grads, all(torch.equal(inner[name], value) for name, value in kept.items())
-
-    expected, as_it_was = gradients(False)
-    assert as_it_was
-    found, as_it_was = gradients(True)
-    one_of_both = value_is_key and score == "dot"  # made as two that are added
-    assert as_it_was == (name in ("torch", "triton") or one_of_both or "cpu" not in AVAILABLE)
-    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
-    for options in ({"retain_graph": True}, {"create_graph": True}):
-        found, as_it_was = gradients(True, **options)
-        assert as_it_was
-        tolerance = {"rtol": TOLERANCE[dtype]["rtol"], "atol": 10 * TOLERANCE[dtype]["atol"]}
-        for x, y in zip(found, expected, strict=True):
-            torch.testing.assert_close(x, y, **tolerance)
-
-
-@pytest.mark.parametrize("name", [None, *FAST])
-def test_keys_that_are_queries_and_leaves_are_not_overwritten(name):
-    pattern = random_pattern(20, 20, 300)
-    leaf = torch.randn(20, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    with geoattn.backend(name) if name else nullcontext():
-        found, expected = (
-            torch.autograd.grad(attend(x, x, leaf, pattern, overwrite=o).sum(), leaf)
-            for x, o in ((leaf * 1, True), (leaf * 1, False))
-        )
-    torch.testing.assert_close(*found, *expected)
-
-
-@pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
-def test_who_needs_what_was_overwritten_is_told():
-    pattern = random_pattern()
-    arguments = {name: x * 1 for name, x in problem(pattern).items()}
-    key = arguments["key"]
-    other = key.square().sum()  # needs the key in its own backward pass
-    attend(pattern=pattern, overwrite=True, **arguments).sum().backward(inputs=[key])
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        other.backward(inputs=[key])
-
-
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability):
     """The kernels of each instruction set this machine has, in processes of their own."""
@@ -565,113 +397,6 @@ def test_loading_the_kernels_leaves_denormals_alone():
     if cpu.library() is None:
         pytest.skip("the CPU kernels were not built")
     assert (torch.tensor([1e-40]) * 1).item() != 0
-
-
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("score", ["dot", "everything", "gatv2_edges"])
-def test_nothing_per_edge_is_kept_for_the_backward_pass(name, score):
-    pattern = random_pattern(50, 40, 900)
-    arguments = problem(pattern, score, dtype=torch.float32)
-    known = {x.untyped_storage().data_ptr() for x in arguments.values()}
-    known |= {x.untyped_storage().data_ptr() for x in (pattern.rowptr, pattern.col)}
-    columns = pattern.transpose
-    known |= {x.untyped_storage().data_ptr() for x in (columns.rowptr, columns.col, columns.edge_order)}
-    kept = []
-    with geoattn.backend(name), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        attend(pattern=pattern, dropout=0.2, **arguments)
-    new = [x for x in kept if x.untyped_storage().data_ptr() not in known]
-    assert kept
-    assert not [tuple(x.shape) for x in new if pattern.num_edges in x.shape]
-
-
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("score", ["dot", "everything", "gatv2_edges"])
-def test_opcheck(name, score):
-    pattern = random_pattern(6, 5, 20)
-    a = problem(pattern, score, dtype=torch.float64)
-    columns = pattern.transpose
-    weight = a["key_weight"].log().unsqueeze(1).detach().requires_grad_() if "key_weight" in a else None
-    arguments = (
-        *(a[n] for n in ("query", "key", "value")), pattern.rowptr, pattern.col, a.get("bias"), weight,
-        a.get("edge_key"), a.get("edge_value"), a.get("att"), 0.5, 0.2, 0.0, None,
-        [], [columns.rowptr, columns.col, columns.edge_order, None], name, False,
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.geoattn.attend.default, arguments)
-
-
-@pytest.mark.parametrize("name", [*FAST, "reference"])
-@pytest.mark.parametrize("score", ["dot", "everything", "gatv2_edges"])
-def test_compiles_into_one_graph(name, score):
-    torch.compiler.reset()
-
-    def function(pattern, arguments):
-        return attend(pattern=pattern, **arguments).sin()
-
-    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
-    with geoattn.backend(name):
-        for queries, edges in ((30, 150), (25, 120), (7, 0)):
-            pattern = random_pattern(queries, 20, edges)
-            arguments = problem(pattern, score)
-            found, expected = compiled(pattern, arguments), function(pattern, arguments)
-            torch.testing.assert_close(found, expected)
-            of_found = torch.autograd.grad(found.sum(), list(arguments.values()))
-            of_expected = torch.autograd.grad(expected.sum(), list(arguments.values()))
-            torch.testing.assert_close(of_found, of_expected)
-
-
-def test_compiles_with_inductor():
-    torch.compiler.reset()
-    pattern = random_pattern(30, 30)
-    linear = torch.nn.Linear(8, 24)
-
-    def function(x):
-        query, key, value = linear(x).view(-1, 3, 2, 4).unbind(1)
-        return attend(query, key, value, pattern, dropout=0.0).flatten(1).relu()
-
-    x = torch.randn(30, 8, requires_grad=True)
-    found = torch.compile(function, fullgraph=True)(x)
-    torch.testing.assert_close(found, function(x))
-    torch.testing.assert_close(
-        torch.autograd.grad(found.sum(), x, retain_graph=True), torch.autograd.grad(function(x).sum(), x)
-    )
-
-
-def test_exports():
-    class Layer(torch.nn.Module):
-        def forward(self, query, key, value, rowptr, col):
-            return attend(query, key, value, Neighbors(rowptr, col, key.size(0)))
-
-    pattern = random_pattern(30, 20)
-    a = [x.detach() for x in problem(pattern).values()]
-    queries, keys, edges = (torch.export.Dim(name) for name in ("queries", "keys", "edges"))
-    exported = torch.export.export(
-        Layer(),
-        (*a, pattern.rowptr, pattern.col),
-        dynamic_shapes=({0: queries}, {0: keys}, {0: keys}, {0: queries + 1}, {0: edges}),
-    )
-    other = random_pattern(11, 20, 60, seed=3)
-    b = [x.detach() for x in problem(other).values()]
-    torch.testing.assert_close(exported.module()(*b, other.rowptr, other.col), attend(*b, other))
-
-
-@pytest.mark.parametrize("name", [*AVAILABLE, "reference"])
-def test_autocast(name):
-    pattern = random_pattern(30, 30)
-    linear = torch.nn.Linear(8, 12)
-    x = torch.randn(30, 8)
-    bias = torch.randn(pattern.num_edges, 2, requires_grad=True)
-    with geoattn.backend(name), torch.autocast("cpu", torch.bfloat16):
-        query, key, value = linear(x).view(30, 3, 2, 2).unbind(1)
-        out = attend(query, key, value.float(), pattern, bias)  # one of another type, as a parameter would be
-        direct, _ = torch.ops.geoattn.attend(
-            query, key, value.float(), pattern.rowptr, pattern.col, bias, None, None, None, None, 2**-0.5, 0.2, 0.0,
-            None, [], [], None, False,
-        )  # fmt: skip
-    assert out.dtype == direct.dtype == torch.bfloat16
-    expected = attend(*(t.double() for t in (query, key, value)), pattern, bias.double())
-    torch.testing.assert_close(out.double(), expected, **TOLERANCE[torch.bfloat16])
-    (grad,) = torch.autograd.grad(out.float().sum(), bias)
-    assert grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", [n for n in FAST if n == "cpu"])

@@ -1,106 +1,35 @@
-"""The layers that PyG also has, against PyG's: parameters, numbers, gradients, and what asks for messages."""
+"""The layers that PyG also has, against PyG's: parameters, numbers, gradients."""
 
 import copy
 import gc
-import pickle
-import random
 
 import pytest
 import torch
 import torch_geometric.nn as pyg
-import torch_geometric.typing
 from torch_geometric import EdgeIndex
-from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
-from torch_geometric.explain.algorithm.utils import set_masks
-from torch_geometric.nn import to_hetero
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
 from geoattn import Neighbors
-from geoattn import nn as ours
 from geoattn.nn.graph import transformer_conv
 from geoattn.patterns import adjacency
-
-NODES, SOURCES, EDGES, WIDTH, EDGE_WIDTH = 12, 9, 60, 6, 3
-WITH_TORCH_SPARSE = torch_geometric.typing.WITH_TORCH_SPARSE
-
-# Layer and arguments, without edge features.
-PLAIN = [
-    ("GATConv", {"heads": 3}),
-    ("GATConv", {"heads": 2, "concat": False, "residual": True, "bias": False, "negative_slope": 0.5}),
-    ("GATConv", {"add_self_loops": False}),
-    ("GATv2Conv", {"heads": 3}),
-    ("GATv2Conv", {"heads": 2, "concat": False, "residual": True, "bias": False, "negative_slope": 0.5}),
-    ("GATv2Conv", {"heads": 2, "share_weights": True, "add_self_loops": False}),
-    ("TransformerConv", {"heads": 3}),
-    ("TransformerConv", {"heads": 2, "concat": False, "beta": True}),
-    ("TransformerConv", {"heads": 2, "root_weight": False, "bias": False}),
-    ("SuperGATConv", {"heads": 3}),
-    ("SuperGATConv", {"heads": 2, "attention_type": "SD", "concat": False, "bias": False}),
-    ("PointTransformerConv", {}),
-    ("PointTransformerConv", {"add_self_loops": False}),
-]
-WITH_FEATURES = [
-    ("GATConv", {"fill_value": value}) for value in ("mean", "add", "min", "max", "mul", 0.5, torch.tensor([1.0, 2, 3]))
-]
-WITH_FEATURES += [("GATv2Conv", arguments) for _, arguments in WITH_FEATURES]
-WITH_FEATURES += [
-    ("GATv2Conv", {"add_self_loops": False}),
-    ("TransformerConv", {}),
-    ("TransformerConv", {"beta": True}),
-]
-BIPARTITE = ("GATConv", "GATv2Conv", "TransformerConv", "PointTransformerConv")
-WEIGHTED = ("GATConv", "GATv2Conv", "TransformerConv")
-
-
-def pair(name, arguments, channels=WIDTH, dtype=torch.float64):
-    """Our layer and PyG's from the same seed."""
-    layers = []
-    for module in (ours, pyg):
-        torch.manual_seed(0)
-        layers.append(getattr(module, name)(channels, 4, **arguments).to(dtype))
-    return layers
-
-
-def edges(sources=NODES, seed=0):
-    """Duplicates and loops are among them; the last two targets have no edges."""
-    generator = torch.Generator().manual_seed(seed)
-    source = torch.randint(0, sources, (EDGES,), generator=generator)
-    target = torch.randint(0, NODES - 2, (EDGES,), generator=generator)
-    edge_index = torch.stack([source, target])
-    edge_index[:, 1] = edge_index[:, 0]
-    edge_index[:, 2] = 4
-    return edge_index
-
-
-def features(*shape, seed=1):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return values.requires_grad_()
-
-
-def call(layer, x, edge_index, *rest, **settings):
-    """The layer's output; positions where it needs them. What is random is the same for all layers."""
-    random.seed(0)
-    torch.manual_seed(0)
-    if isinstance(layer, pyg.PointTransformerConv):
-        pos = features(NODES, 3, seed=2)
-        pos = pos if isinstance(x, torch.Tensor) else (features(SOURCES, 3, seed=3), pos)
-        return layer(x, pos, edge_index, *rest, **settings)
-    return layer(x, edge_index, *rest, **settings)
-
-
-def assert_same(mine, theirs, inputs, out, expected):
-    """Outputs and all gradients, to rounding."""
-    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
-    grad = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    found, wanted = (
-        torch.autograd.grad(y, [*inputs, *layer.parameters()], grad, allow_unused=True, retain_graph=True)
-        for y, layer in ((out, mine), (expected, theirs))
-    )
-    for a, b in zip(found, wanted, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+from tests.nn.graph.drop_ins import (
+    BIPARTITE,
+    EDGE_WIDTH,
+    EDGES,
+    NODES,
+    PLAIN,
+    SOURCES,
+    WEIGHTED,
+    WIDTH,
+    WITH_FEATURES,
+    WITH_TORCH_SPARSE,
+    assert_same,
+    call,
+    edges,
+    features,
+    pair,
+)
 
 
 @pytest.mark.parametrize(("name", "arguments"), PLAIN)
@@ -443,166 +372,11 @@ def test_a_static_graph_is_sorted_once(name, monkeypatch):
     assert len(adjacency._made) == entries - 1
 
 
-@pytest.mark.parametrize(("name", "arguments"), PLAIN)
-@pytest.mark.parametrize(
-    "hook", ["message_forward", "message_forward_pre", "propagate_forward_pre", "aggregate_forward"]
-)
-def test_hooks_get_pygs_messages(name, arguments, hook):
-    mine, theirs = pair(name, arguments)
-    x, edge_index = features(NODES, WIDTH), edges()
-    before = call(mine, x, edge_index)
-    seen = []
-    handle = getattr(mine, f"register_{hook}_hook")(lambda *a: seen.append(a))
-    after = call(mine, x, edge_index)
-    assert len(seen) == 1
-    assert torch.equal(after, call(theirs, x, edge_index))
-    handle.remove()
-    assert torch.equal(call(mine, x, edge_index), before)
-    assert len(seen) == 1
-
-
-@pytest.mark.parametrize(("name", "arguments"), [p for p in PLAIN if p[0] != "SuperGATConv"])
-def test_explainers_mask_messages(name, arguments):
-    mine, theirs = pair(name, arguments)
-    x, edge_index = features(NODES, WIDTH), edges()
-    unmasked = call(mine, x, edge_index)
-    mask = torch.nn.Parameter(features(EDGES, seed=3).detach())
-    for layer in (mine, theirs):
-        set_masks(layer, mask, edge_index, apply_sigmoid=True)
-    out, expected = call(mine, x, edge_index), call(theirs, x, edge_index)
-    assert not torch.allclose(out, unmasked)
-    torch.testing.assert_close(out, expected)
-    mine.explain = False
-    assert torch.equal(call(mine, x, edge_index), unmasked)
-
-
-class Network(torch.nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.first = module.GATv2Conv(WIDTH, 4, heads=2)
-        self.second = module.GATConv(8, 3)
-
-    def forward(self, x, edge_index):
-        return self.second(self.first(x, edge_index).relu(), edge_index)
-
-
-@pytest.mark.parametrize("algorithm", [GNNExplainer, AttentionExplainer])
-def test_explainers_run(algorithm):
-    found = []
-    for module in (ours, pyg):
-        torch.manual_seed(0)
-        network = Network(module)
-        settings = {"epochs": 5} if algorithm is GNNExplainer else {}
-        node = {"node_mask_type": "attributes"} if algorithm is GNNExplainer else {}
-        explainer = Explainer(
-            network,
-            algorithm(**settings),
-            explanation_type="model",
-            edge_mask_type="object",
-            model_config={"mode": "multiclass_classification", "task_level": "node", "return_type": "raw"},
-            **node,
-        )
-        torch.manual_seed(1)
-        found.append(
-            explainer(torch.linspace(-1, 1, NODES * WIDTH).view(NODES, WIDTH), edges().unique(dim=1).contiguous())
-        )
-    torch.testing.assert_close(found[0].edge_mask, found[1].edge_mask, rtol=1e-3, atol=1e-4)
-
-
-class Lazy(torch.nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.first = module.GATConv((-1, -1), 4, add_self_loops=False)
-        self.second = module.TransformerConv((-1, -1), 3)
-
-    def forward(self, x, edge_index):
-        return self.second(self.first(x, edge_index).relu(), edge_index)
-
-
-def test_to_hetero():
-    metadata = (["a", "b"], [("a", "to", "b"), ("b", "to", "a"), ("a", "next", "a")])
-    x = {"a": torch.randn(5, WIDTH), "b": torch.randn(7, WIDTH + 1)}
-    size = {"a": 5, "b": 7}
-    index = {
-        kind: torch.stack([torch.randint(0, size[kind[0]], (20,)), torch.randint(0, size[kind[2]], (20,))])
-        for kind in metadata[1]
-    }
-    mine, theirs = (to_hetero(Lazy(module), metadata) for module in (ours, pyg))
-    with torch.no_grad():
-        mine(x, index), theirs(x, index)
-    theirs.load_state_dict(mine.state_dict())
-    for kind, out in mine(x, index).items():
-        torch.testing.assert_close(out, theirs(x, index)[kind])
-
-
-def test_subclasses_with_messages_of_their_own():
-    class Doubled(ours.GATConv):
-        def message(self, x_j, alpha):
-            return 2 * super().message(x_j, alpha)
-
-    class Largest(ours.GATConv):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, aggr="max", **kwargs)
-
-    x, edge_index = torch.randn(NODES, WIDTH), edges()
-    doubled = Doubled(WIDTH, 4, bias=False)
-    single = ours.GATConv(WIDTH, 4, bias=False)
-    single.load_state_dict(doubled.state_dict())
-    torch.testing.assert_close(doubled(x, edge_index), 2 * single(x, edge_index))
-    theirs = pyg.GATConv(WIDTH, 4, aggr="max")
-    largest = Largest(WIDTH, 4)
-    theirs.load_state_dict(largest.state_dict())
-    torch.testing.assert_close(largest(x, edge_index), theirs(x, edge_index))
-
-
 @pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv"])
 def test_the_other_flow(name):
     mine, theirs = pair(name, {"flow": "target_to_source"})
     x, edge_index = features(NODES, WIDTH), edges()
     assert_same(mine, theirs, [x], mine(x, edge_index), theirs(x, edge_index))
-
-
-@pytest.mark.parametrize(("name", "arguments"), PLAIN[::3])
-def test_copies_and_pickles(name, arguments):
-    mine, _ = pair(name, arguments)
-    mine.eval()  # in training, PyG's SuperGATConv keeps a tensor that cannot be copied
-    x, edge_index = features(NODES, WIDTH), edges()
-    expected = call(mine, x, edge_index)
-    for other in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
-        assert type(other) is type(mine)
-        assert torch.equal(call(other, x, edge_index), expected)
-
-
-def test_torch_script_compiles_pygs_layer():
-    mine, _ = pair("TransformerConv", {"heads": 2}, dtype=torch.float32)
-    x, edge_index = torch.randn(NODES, WIDTH), edges()
-    scripted = torch.jit.script(torch.nn.ModuleList([mine]))[0]
-    torch.testing.assert_close(scripted(x, edge_index), mine(x, edge_index))
-    traced = torch.jit.trace(mine, (x, edge_index))
-    other = edges(seed=4)
-    torch.testing.assert_close(traced(x, other), mine(x, other))
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_torch_compile(name):
-    mine, _ = pair(name, {"heads": 2}, dtype=torch.float32)
-    if hasattr(mine, "add_self_loops"):
-        mine.add_self_loops = False
-    compiled = torch.compile(mine, fullgraph=True, backend="aot_eager")
-    for edge_index in (edges(), edges(seed=2)):
-        x = features(NODES, WIDTH).float().detach().requires_grad_()
-        out, expected = compiled(x, edge_index), mine(x, edge_index)
-        torch.testing.assert_close(out, expected)
-        found, wanted = (torch.autograd.grad(y.square().sum(), x)[0] for y in (out, expected))
-        torch.testing.assert_close(found, wanted)
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_torch_compile_with_loops(name):
-    mine, _ = pair(name, {"heads": 2}, dtype=torch.float32)
-    compiled = torch.compile(mine, backend="aot_eager")
-    x, edge_index = torch.randn(NODES, WIDTH), edges()
-    torch.testing.assert_close(compiled(x, edge_index), mine(x, edge_index))
 
 
 def test_autocast():
