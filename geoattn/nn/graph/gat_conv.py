@@ -20,7 +20,8 @@ class GATConv(AttentionDropIn, pyg.GATConv):
         a_s^\top W x_j + a_t^\top W x_i + a_e^\top W_e e_{ij}\bigr) \, W x_j
 
     Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.GATConv`, whose
-    documentation applies; see `AttentionDropIn` for when PyG's own path runs.
+    documentation applies; see `AttentionDropIn` for when PyG's own path runs. Of edges, and of targets with inputs of
+    their own, only the scores are made, as :math:`(W^\top a)^\top x`, and not the heads.
     """
 
     peer = pyg.GATConv
