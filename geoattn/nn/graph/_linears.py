@@ -1,4 +1,4 @@
-"""Several linear layers of one input, with one gradient of it."""
+"""Several linear layers of one input, with one gradient of it, and scores of what a layer makes."""
 
 from __future__ import annotations
 

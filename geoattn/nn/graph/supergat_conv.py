@@ -48,7 +48,7 @@ class SuperGATConv(DropIn, pyg.SuperGATConv):
         if self.attention_type == "MX":
             h, of_key, of_query = projected(x, self.lin, self.att_l, self.att_r)
             product = edge_dot(h, h, pattern)
-            one = torch.ones_like(of_key)
+            one = torch.ones_like(of_key)  # the sum of both as a dot product, for which no edge gathers them
             total = edge_dot(torch.cat([of_query, one], -1), torch.cat([one, of_key], -1), pattern)
             score = total * product.sigmoid()
         else:
