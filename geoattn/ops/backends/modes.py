@@ -1,0 +1,60 @@
+"""In which of its forms an operator runs: eager kernels, an operator of torch's library, or plain formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transforms_active() -> bool:
+    """Whether derivatives or batches are made by transforming plain torch code, through which kernels cannot be seen.
+
+    So it is under ``torch.func`` (``grad``, ``vmap``, ``jvp``, ...), with batched gradients (``is_grads_batched``) and
+    in forward-mode differentiation. The formulas of an operator run then, instead of its kernels.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def traced() -> bool:
+    """Whether an operator must be one node of torch's library: while compiling or exporting, and for fake tensors."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def differentiable(
+    formulas: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of ``formulas(*tensors)``, as functions of the tensors and of the upstream gradients.
+
+    For a backward pass that is itself differentiated or transformed.
+
+    Args:
+        formulas: Plain torch formulas of the outputs.
+        tensors: Its arguments.
+        needs: Which arguments want a gradient.
+        grads: Upstream gradient of each output; None where there is none.
+
+    Returns:
+        A gradient for every argument, None where none is wanted or an argument is not used.
+    """
+    with torch.enable_grad():
+        ends = [
+            x if x is None or not needed else x.view_as(x).requires_grad_(x.is_floating_point())
+            for x, needed in zip(tensors, needs, strict=True)
+        ]
+        pairs = [
+            (out, grad)
+            for out, grad in zip(formulas(*ends), grads, strict=True)
+            if grad is not None and out.requires_grad
+        ]
+        wanted = [x for x, needed in zip(ends, needs, strict=True) if needed and x is not None]
+        if not pairs:
+            return [None] * len(needs)
+        outputs, upstream = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, upstream, create_graph=True, allow_unused=True))
+    return [next(found) if needed and x is not None else None for x, needed in zip(tensors, needs, strict=True)]
