@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import FORWARD, Bar, Job, Options, Variant, bar_table, main, ratio_table, save
-from geoattn.ops import farthest_point_sample, knn, radius, search
-from geoattn.ops.backends import search_scipy
+from geoattn.geometry import search
+from geoattn.geometry.search import scipy_tree
+from geoattn.ops import farthest_point_sample, knn, radius
 
 NEIGHBORS, BAR = 16, 1.1
 OURS = "geoattn"
@@ -70,7 +71,7 @@ def knn_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[[],
 
     return {
         OURS: own(lambda: knn(pos, NEIGHBORS)[1].view(-1, NEIGHBORS)),
-        "geoattn, nothing compiled": own(lambda: search_scipy.knn(points, NEIGHBORS, np.inf)[1].view(-1, NEIGHBORS)),
+        "geoattn, nothing compiled": own(lambda: scipy_tree.knn(points, NEIGHBORS, np.inf)[1].view(-1, NEIGHBORS)),
         "pykdtree": lazily("pykdtree.kdtree", lambda m: m.KDTree(array).query(array, NEIGHBORS)[1]),
         "scipy": lazily("scipy.spatial", lambda m: m.cKDTree(array).query(array, NEIGHBORS, workers=job.threads)[1]),
         "open3d": lazily("open3d", by_open3d),
@@ -101,7 +102,7 @@ def radius_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callable[
 
     return {
         OURS: own(lambda: torch.tensor(len(radius(pos, r)[1]))),
-        "geoattn, nothing compiled": own(lambda: torch.tensor(len(search_scipy.radius(points, limit)[1]))),
+        "geoattn, nothing compiled": own(lambda: torch.tensor(len(scipy_tree.radius(points, limit)[1]))),
         "scipy": lazily("scipy.spatial", by_scipy),
         "open3d": lazily("open3d", by_open3d),
         "torch-cluster": lazily("torch_cluster", by_cluster),

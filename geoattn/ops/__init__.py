@@ -1,9 +1,9 @@
 """Functions on tensors: attention, segment reductions, neighbor search and sampling."""
 
+from geoattn.geometry.search import knn, radius
 from geoattn.ops.attend import attend, attention_weights
 from geoattn.ops.edges import edge_dot, weighted_max, weighted_sum
 from geoattn.ops.sampling import VoxelPool, farthest_point_sample, grid_sample, voxel_pool
-from geoattn.ops.search import knn, radius
 from geoattn.ops.segment import (
     segment_logsumexp,
     segment_max,

@@ -7,8 +7,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from geoattn._forced import forced
 from geoattn.ops.backends import cpu, fused, reference
-from geoattn.ops.backends.choose import choose, forced
+from geoattn.ops.backends.choose import choose
 from geoattn.ops.backends.problem import Problem
 from geoattn.ops.segment import segment_softmax
 from geoattn.patterns import Neighbors, Windows

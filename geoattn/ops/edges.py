@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geoattn._forced import forced
 from geoattn.ops.backends import edges_fused, edges_reference
-from geoattn.ops.backends.choose import forced
 from geoattn.patterns import Neighbors
 
 

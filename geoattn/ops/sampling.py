@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends import cpu, search_cpu, search_torch
-from geoattn.ops.backends.points import Points
-from geoattn.ops.search import checked_pos, samples
+from geoattn.geometry.search import checked_pos, compiled, kernels_run, samples, torch_tree
+from geoattn.geometry.search.points import Points
 from geoattn.ops.segment import segment_max, segment_mean, segment_min, segment_sum
 
 _REDUCE = {"mean": segment_mean, "max": segment_max, "min": segment_min, "sum": segment_sum}
@@ -63,8 +62,7 @@ def farthest_point_sample(
     first = ptr[:-1] if start is None else _checked_start(start, ptr)
     size = ptr.diff()
     count = size.clamp(max=num_samples) if ratio is None else (size.double() * ratio).ceil().long()
-    compiled = key.device.type == "cpu" and cpu.library() is not None
-    return (search_cpu if compiled else search_torch).farthest(Points(key, None, ptr, None), first, count)
+    return (compiled if kernels_run(key) else torch_tree).farthest(Points(key, None, ptr, None), first, count)
 
 
 def grid_sample(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from geoattn._forced import forced
 from geoattn.ops.backends import vector_recomputed, vector_reference
-from geoattn.ops.backends.choose import choose_simple, forced
+from geoattn.ops.backends.choose import choose_simple
 from geoattn.patterns import Neighbors
 
 

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
+from geoattn.geometry import search
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
 from geoattn.patterns.rows import compress, row_of_edges, transpose
@@ -448,9 +449,7 @@ class Neighbors:
 
         Without ``query_pos`` the queries are the keys, and each is its own first neighbor.
         """
-        from geoattn.ops.search import knn  # here, because ops is built on patterns
-
-        rowptr, col = knn(pos, k, batch, query_pos, query_batch)
+        rowptr, col = search.knn(pos, k, batch, query_pos, query_batch)
         return cls(rowptr, col, pos.size(0))
 
     @classmethod
@@ -464,9 +463,7 @@ class Neighbors:
         max_neighbors: int | None = None,
     ) -> Neighbors:
         """Every query attends to the keys within distance ``r``, nearest first; see `geoattn.ops.radius`."""
-        from geoattn.ops.search import radius  # here, because ops is built on patterns
-
-        rowptr, col = radius(pos, r, batch, query_pos, query_batch, max_neighbors)
+        rowptr, col = search.radius(pos, r, batch, query_pos, query_batch, max_neighbors)
         return cls(rowptr, col, pos.size(0))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from geoattn import native
+
 
 def compress(
     key: Tensor, query: Tensor, num_queries: int, num_keys: int, self_loops: bool, dtype: torch.dtype
@@ -90,9 +92,7 @@ def _begins(row: Tensor, num_rows: int) -> Tensor:
 
 def _library(x: Tensor) -> ctypes.CDLL | None:
     """The compiled kernels, where they can count."""
-    from geoattn.ops.backends import cpu  # ops is built on patterns
-
-    return cpu.library() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None
+    return native.library() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 
 def _run(function: Callable[..., int], *arguments: tuple[Tensor | int | None, ...]) -> None:

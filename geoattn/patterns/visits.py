@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geoattn import native
+
 # Below, the keys and values of a call are in the cache anyway (1 KiB together, at 4 heads of 32 channels in float32).
 MIN_KEYS = 32_768
 
@@ -23,10 +25,8 @@ class Visits(NamedTuple):
 
 def may_pay(rowptr: Tensor, num_keys: int) -> bool:
     """Whether an order is worth looking for: of these rows, or of their columns."""
-    from geoattn.ops.backends import cpu  # ops is built on patterns
-
     rows = rowptr.numel() - 1
-    return cpu.library() is not None and rowptr.device.type == "cpu" and rows == num_keys and rows >= MIN_KEYS
+    return native.library() is not None and rowptr.device.type == "cpu" and rows == num_keys and rows >= MIN_KEYS
 
 
 def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:
@@ -43,10 +43,8 @@ def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:
     Raises:
         IndexError: If a key is out of range.
     """
-    from geoattn.ops.backends import cpu  # ops is built on patterns
-
     rows, edges = rowptr.numel() - 1, col.numel()
-    library = cpu.library()
+    library = native.library()
     if library is None or not may_pay(rowptr, num_keys):
         return None
     dtype = torch.int32 if max(rows, edges) < 2**31 else torch.int64

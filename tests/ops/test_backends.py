@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import geoattn
-from geoattn import Neighbors, attend
-from geoattn.ops.backends import cpu, philox
+from geoattn import Neighbors, attend, native
+from geoattn.ops.backends import philox
 from geoattn.patterns import visits
 from tests.ops.problems import AVAILABLE, FAST, SCORES, TOLERANCE, assert_same, exact, problem, random_pattern, run
 
@@ -375,7 +375,7 @@ def test_the_same_bits_in_whatever_order_rows_are_visited(score):
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability):
     """The kernels of each instruction set this machine has, in processes of their own."""
-    if cpu.library() is None:
+    if native.library() is None:
         pytest.skip("the CPU kernels were not built")
     known = torch.backends.cpu.get_cpu_capability().lower()
     if ["default", "avx2", "avx512"].index(capability) > ["default", "avx2", "avx512"].index(
@@ -394,7 +394,7 @@ def test_every_instruction_set(capability):
 
 
 def test_loading_the_kernels_leaves_denormals_alone():
-    if cpu.library() is None:
+    if native.library() is None:
         pytest.skip("the CPU kernels were not built")
     assert (torch.tensor([1e-40]) * 1).item() != 0
 

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoattn import Neighbors
+from geoattn import Neighbors, native
 from geoattn.ops import edge_dot, weighted_max, weighted_sum
-from geoattn.ops.backends import chunked, cpu, edges_fused
+from geoattn.ops.backends import chunked, edges_fused
 from geoattn.ops.backends.choose import backend
 
-FAST = ["torch", pytest.param("cpu", marks=pytest.mark.skipif(not cpu.library(), reason="not built"))]
+FAST = ["torch", pytest.param("cpu", marks=pytest.mark.skipif(not native.library(), reason="not built"))]
 BACKENDS = ["reference", *FAST]
 
 # For sums of at most 300 products of standard normal numbers, or of those and numbers up to 8. Half types are summed in
@@ -201,7 +201,7 @@ def test_third_derivatives_with_frozen_inputs(name):
             torch.testing.assert_close(third(args), expected)
 
 
-@pytest.mark.skipif(not cpu.library(), reason="not built")
+@pytest.mark.skipif(not native.library(), reason="not built")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(3, 16), (4, 33), (5, 64)])
 def test_the_number_of_threads_does_not_change_a_bit(dtype, shape):
@@ -218,7 +218,7 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype, shape):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.skipif(not cpu.library(), reason="not built")
+@pytest.mark.skipif(not native.library(), reason="not built")
 def test_rows_visited_in_another_order(monkeypatch):
     monkeypatch.setattr("geoattn.patterns.visits.MIN_KEYS", 1000)
     monkeypatch.setattr(edges_fused, "VISIT_BYTES", 1000)
@@ -311,7 +311,7 @@ def test_bad_input_is_named():
             edge_dot(query, key, pattern)
 
 
-@pytest.mark.skipif(not cpu.library(), reason="not built")
+@pytest.mark.skipif(not native.library(), reason="not built")
 def test_a_pattern_that_lies_is_found_out():
     key = torch.randn(5, 2, 8)
     for rowptr, col in [

@@ -7,17 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geoattn import native
+from geoattn.geometry.search import compiled, torch_tree
 from geoattn.ops import farthest_point_sample, grid_sample, sampling, voxel_pool
-from geoattn.ops.backends import cpu, search_cpu, search_torch
 
-IMPLEMENTATIONS = [search_torch] + ([search_cpu] if cpu.library() is not None else [])
+IMPLEMENTATIONS = [torch_tree] + ([compiled] if native.library() is not None else [])
 
 
-@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit("_")[-1], scope="module")
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit(".")[-1], scope="module")
 def implementation(request):
     """Each in turn does what `farthest_point_sample` is asked for, on CPU tensors."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("search_cpu", "search_torch"):
+        for name in ("compiled", "torch_tree"):
             patch.setattr(sampling, name, request.param)
         yield request.param
 

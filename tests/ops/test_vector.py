@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch_geometric.nn import MLP, LayerNorm, PointTransformerConv
 
-from geoattn import Neighbors
+from geoattn import Neighbors, native
 from geoattn.ops import vector_attend
-from geoattn.ops.backends import cpu, vector_recomputed
+from geoattn.ops.backends import vector_recomputed
 from geoattn.ops.backends.choose import backend
 
-BACKENDS = ["reference", "torch", pytest.param("cpu", marks=pytest.mark.skipif(not cpu.library(), reason="not built"))]
+BACKENDS = [
+    "reference",
+    "torch",
+    pytest.param("cpu", marks=pytest.mark.skipif(not native.library(), reason="not built")),
+]
 
 
 def by_hand(query, key, value, pattern, position, key_position, pos_nn, attn_nn):
@@ -185,7 +189,7 @@ def test_renumbered_nodes_give_renumbered_results(name):
 # The products of torch may depend on the number of threads; those of the compiled kernels do not.
 @pytest.mark.parametrize(("name", "kind", "threads"), [("torch", "chain", 2), ("cpu", "other", 2), ("cpu", "chain", 1)])
 def test_same_bits_run_after_run_and_for_any_number_of_threads(name, kind, threads):
-    if name == "cpu" and not cpu.library():
+    if name == "cpu" and not native.library():
         pytest.skip("not built")
     torch.manual_seed(0)
     pos_nn, attn_nn = networks(kind, 32, 32, torch.float32)

@@ -11,8 +11,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from geoattn import Neighbors
-from geoattn.ops.backends import cpu
+from geoattn import Neighbors, native
 from geoattn.patterns import adjacency, as_neighbors
 from geoattn.patterns.rows import compress
 
@@ -93,7 +92,7 @@ def test_counting_is_sorting(edges, self_loops, dtype, wide):
             assert torch.equal(x, y)
 
 
-@pytest.mark.skipif(cpu.library() is None, reason="needs the compiled kernels")
+@pytest.mark.skipif(native.library() is None, reason="needs the compiled kernels")
 def test_counting_checks_what_was_not_checked():
     key, query = index([(0, 1), (5, 0)])
     with pytest.raises(IndexError, match="does not exist"):

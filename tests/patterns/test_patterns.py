@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from geoattn import Neighbors, Windows, attend
-from geoattn.ops.backends import cpu
+from geoattn import Neighbors, Windows, attend, native
 from geoattn.patterns.visits import MIN_KEYS
 
-COMPILED = pytest.mark.skipif(cpu.unavailable() is not None, reason="needs the compiled kernels")
+COMPILED = pytest.mark.skipif(native.library() is None, reason="needs the compiled kernels")
 
 edge_lists = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=25)
 

@@ -8,6 +8,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from geoattn._forced import force
 from geoattn.ops.backends import chunked, cpu, reference, torch_scatter, triton
 from geoattn.ops.backends.problem import Problem
 
@@ -20,7 +21,6 @@ BACKENDS: dict[str, ModuleType] = {
 }
 # What is tried in turn where nothing is forced; the last one takes everything.
 _PREFERRED = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
-_forced: str | None = None
 
 
 def backends() -> dict[str, str]:
@@ -46,7 +46,8 @@ def backend(name: str) -> Iterator[None]:
     """Force every `geoattn.attend` inside the ``with`` block onto one backend.
 
     The choice holds for the whole process, so other threads see it too. A call the backend cannot take raises a
-    RuntimeError that says why.
+    RuntimeError that says why. Neighbor searches and `geoattn.ops.farthest_point_sample`, whose results are the same
+    to the bit on every backend, follow ``cpu`` (compiled), ``torch`` and ``reference`` (not compiled).
 
     Args:
         name: A key of `backends`.
@@ -54,19 +55,10 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: If there is no backend of this name.
     """
-    global _forced
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    before, _forced = _forced, name
-    try:
+    with force(name):
         yield
-    finally:
-        _forced = before
-
-
-def forced() -> str | None:
-    """The backend that `backend` forces, if any."""
-    return _forced
 
 
 def choose(problem: Problem, name: str | None) -> ModuleType:

@@ -1,48 +1,26 @@
-"""The compiled kernels for CPUs: finding them, and attention through them.
-
-They are built by ``pip install`` where there is a compiler and are absent where there is none. The library has a plain
-C interface and knows nothing of torch, so one build serves every version; it runs on torch's own threads.
-"""
+"""Attention through the compiled kernels for CPUs (csrc/simd_attend.cpp)."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geoattn import native
 from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.patterns.visits import Visits
 
 READS_OUT = False  # in its backward pass
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-_INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
-
-
-_LIBRARY = next((ctypes.CDLL(str(path)) for path in Path(__file__).parent.glob("_cpu*.so")), None)
-
-
-def library() -> ctypes.CDLL | None:
-    """The kernels, or None where they were not built."""
-    return _LIBRARY
-
-
-@cache
-def function(name: str) -> Callable[..., int]:
-    """The kernel ``name`` for the best instruction set that torch finds on this machine."""
-    found = library()
-    wanted = _INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), "base")
-    return getattr(found, f"{name}_{wanted}", None) or getattr(found, f"{name}_base")
 
 
 def unavailable(problem: Problem | Tensor | None = None) -> str | None:
     """Why the kernels cannot run (a problem, or on tensors like this one), in a sentence; None if they can."""
-    if library() is None:
-        return "the CPU kernels were not built; install a C++ compiler, then `pip install --force-reinstall geoattn`"
+    if native.library() is None:
+        return native.MISSING
     x = problem.query if isinstance(problem, Problem) else problem
     if x is not None and x.device.type != "cpu":
         return f"the CPU kernels do not run on {x.device.type}"
@@ -206,7 +184,7 @@ def run(name: str, call: Any) -> None:
     Raises:
         IndexError: If the pattern is not one of so many.
     """
-    error = function(name)(ctypes.byref(call))
+    error = native.function(name)(ctypes.byref(call))
     if error == 1:
         raise IndexError(f"the pattern names a key outside [0, {call.keys}) or a query outside [0, {call.queries})")
     if error:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import MLP
 from torch_geometric.nn import Linear as PyGLinear
 
-from geoattn.ops.backends.cpu import function
+from geoattn.native import function
 from geoattn.ops.backends.vector_kernels import Rows, TorchKernels
 from geoattn.patterns import Neighbors
 

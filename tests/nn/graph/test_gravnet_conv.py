@@ -9,15 +9,15 @@ import torch_geometric.nn as pyg
 import torch_geometric.typing
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
+from geoattn import native
 from geoattn.nn.graph.gravnet_conv import GravNetConv
 from geoattn.ops import knn
-from geoattn.ops.backends import cpu
 from geoattn.ops.backends.choose import backend
 
 BACKENDS = [
     "reference",
     "torch",
-    pytest.param("cpu", marks=pytest.mark.skipif(not cpu.library(), reason="not built")),
+    pytest.param("cpu", marks=pytest.mark.skipif(not native.library(), reason="not built")),
 ]
 
 

@@ -12,7 +12,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from geoattn.ops.backends.points import Hits, Places, Points, places, rows_of_keys, squared_distance
+from geoattn.geometry.search.points import Hits, Places, Points, places, rows_of_keys, squared_distance
 
 _MARGIN = 1 + 1e-9  # far more than the tree's distances and ours can differ by rounding
 

@@ -8,8 +8,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends import cpu, search_cpu, search_scipy, search_torch
-from geoattn.ops.backends.points import Points
+from geoattn import native
+from geoattn._forced import forced
+from geoattn.geometry.search import compiled, scipy_tree, torch_tree
+from geoattn.geometry.search.points import Points
 
 
 @torch.compiler.disable  # sizes depend on the data, and fused arithmetic would round otherwise
@@ -87,10 +89,27 @@ def radius(
     return _implementation(points.key).knn(points, max_neighbors, limit)
 
 
-def _implementation(pos: Tensor) -> ModuleType:
+def kernels_run(pos: Tensor) -> bool:
+    """Whether the compiled kernels search among points like these: not if plain torch is forced.
+
+    Raises:
+        RuntimeError: If they are forced and cannot.
+    """
+    wanted = forced()
+    if wanted in ("torch", "reference"):
+        return False
+    reason = native.MISSING if native.library() is None else None
     if pos.device.type != "cpu":
-        return search_torch
-    return search_scipy if cpu.library() is None else search_cpu
+        reason = f"the CPU kernels do not run on {pos.device.type}"
+    if wanted == "cpu" and reason is not None:
+        raise RuntimeError(f"backend 'cpu' was asked for, but {reason}")
+    return reason is None
+
+
+def _implementation(pos: Tensor) -> ModuleType:
+    if kernels_run(pos):
+        return compiled
+    return scipy_tree if pos.device.type == "cpu" else torch_tree
 
 
 def _largest_square(r: float) -> float:

@@ -12,7 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends.points import Hits, Points, nearest_first, places, rank_in_run, rows_of_keys, squared_distance
+from geoattn.geometry.search.points import (
+    Hits,
+    Points,
+    nearest_first,
+    places,
+    rank_in_run,
+    rows_of_keys,
+    squared_distance,
+)
 
 _LEAF = 32  # points of a leaf
 _CHUNK = 1 << 22  # distances looked at in one go: bounds the memory

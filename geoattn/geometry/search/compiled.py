@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends import cpu
-from geoattn.ops.backends.points import Points
+from geoattn import native
+from geoattn.geometry.search.points import Points
 
 
 def knn(points: Points, k: int, limit: float) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def farthest(points: Points, start: Tensor, count: Tensor) -> Tensor:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = cpu.library()
+    library = native.library()
     assert library is not None
     search = [c_void_p, c_void_p, c_void_p, c_int64]  # forest, query, query_sample, queries
     declared = {

@@ -8,13 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geoattn.ops import farthest_point_sample, knn, radius, search
-from geoattn.ops.backends import cpu, search_cpu, search_scipy, search_torch
+from geoattn import backend, native
+from geoattn.geometry import search
+from geoattn.geometry.search import compiled, scipy_tree, torch_tree
+from geoattn.ops import farthest_point_sample, knn, radius
 
-IMPLEMENTATIONS = [search_scipy, search_torch] + ([search_cpu] if cpu.library() is not None else [])
+IMPLEMENTATIONS = [scipy_tree, torch_tree] + ([compiled] if native.library() is not None else [])
 
 
-@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit("_")[-1], scope="module")
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit(".")[-1], scope="module")
 def implementation(request):
     """Each in turn does what `knn` and `radius` are asked for, on CPU tensors."""
     with pytest.MonkeyPatch.context() as patch:
@@ -112,7 +114,7 @@ DEGENERATE = ["one place", "a line", "clusters", "a far point", "a lattice", "th
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_no_arrangement_is_quadratic(implementation, name):
     """It would take minutes."""
-    pos = degenerate(name, 10_000 if implementation is search_torch else 20_000)
+    pos = degenerate(name, 10_000 if implementation is torch_tree else 20_000)
     _, col = knn(pos, 8)
     some = torch.arange(0, len(pos), 997)
     expected = [[i for _, i in row[:8]] for row in sorted_keys(pos, pos[some])]
@@ -145,6 +147,20 @@ def test_neighbors_do_not_depend_on_the_order_of_queries(implementation, pos, ra
     random.shuffle(order)
     found = rows(knn(pos, 3))
     assert rows(knn(pos, 3, query_pos=pos[order])) == [found[i] for i in order]
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs the compiled kernels")
+def test_a_forced_backend_searches(monkeypatch):
+    pos = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
+    expected = [knn(pos, 5), radius(pos, 0.2)], farthest_point_sample(pos, 50)
+    monkeypatch.setattr(compiled, "_library", lambda: pytest.fail("the compiled kernels ran"))
+    for name in ("torch", "reference"):
+        with backend(name):
+            found = [knn(pos, 5), radius(pos, 0.2)], farthest_point_sample(pos, 50)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    monkeypatch.setattr(native, "_LIBRARY", None)
+    with backend("cpu"), pytest.raises(RuntimeError, match="'cpu' was asked for, but the CPU kernels were not built"):
+        knn(pos, 5)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
