@@ -9,6 +9,7 @@ from geoattn import Neighbors, native
 from geoattn.ops import edge_dot, weighted_max, weighted_sum
 from geoattn.ops.backends import chunked, edges_fused
 from geoattn.ops.backends.choose import backend
+from tests.ops.problems import random_pattern
 
 FAST = ["torch", pytest.param("cpu", marks=pytest.mark.skipif(not native.library(), reason="not built"))]
 BACKENDS = ["reference", *FAST]
@@ -28,16 +29,6 @@ def inputs(pattern, heads, width, dtype=torch.float64, seed=0):
     keys, edges = (pattern.num_keys, heads, width), (pattern.num_edges, heads)
     sizes = [(pattern.num_queries, heads, width), keys, edges, keys, edges, keys]
     return [torch.randn(size, generator=make, dtype=torch.float64).to(dtype).requires_grad_() for size in sizes]
-
-
-def random_pattern(queries=40, keys=30, edges=500, index=torch.int64, seed=0):
-    """With empty rows, at both ends too, a row of 300 edges, keys without queries, and duplicate edges."""
-    make = torch.Generator().manual_seed(seed)
-    row = torch.randint(2, queries - 2, (edges,), generator=make)
-    row[row % 5 == 0] += 1
-    row[: min(300, edges)] = 7
-    col = torch.randint(1, keys - 1, (edges,), generator=make)
-    return Neighbors.from_edge_index(torch.stack([col, row]).to(index), queries, keys)
 
 
 @st.composite
@@ -91,7 +82,7 @@ def test_equals_loops_over_edges(name, pattern, heads, width, seed):
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 @pytest.mark.parametrize("heads", range(1, 9))
 def test_equals_the_reference(name, dtype, index, heads):
-    pattern = random_pattern(index=index)
+    pattern = random_pattern(40, 30, 900, index)
     for width in (1, 3, 8, 16, 31, 32, 64, 100):
         args = inputs(pattern, heads, width, dtype, seed=width)
         with backend("reference"):
@@ -107,7 +98,7 @@ def test_equals_the_reference(name, dtype, index, heads):
 @pytest.mark.parametrize("edges", [1, 7, 40])
 def test_rows_are_cut_anywhere(name, edges, monkeypatch):
     monkeypatch.setitem(chunked._CHUNK, "cpu", edges * 6)
-    pattern = random_pattern()
+    pattern = random_pattern(40, 30, 900)
     args = inputs(pattern, 2, 3)
     with backend("reference"):
         exact = with_gradients(args, pattern)
@@ -118,7 +109,7 @@ def test_rows_are_cut_anywhere(name, edges, monkeypatch):
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_strides(name, dtype):
-    pattern = random_pattern()
+    pattern = random_pattern(40, 30, 900)
     plain = [x.detach() for x in inputs(pattern, 4, 32, dtype)]
     wide = [torch.full((*x.shape[:-1], 2 * x.size(-1) + 1), torch.nan, dtype=dtype) for x in plain]
     for stride in ("heads apart", "every second", "heads last"):
@@ -151,9 +142,9 @@ def test_first_and_second_derivatives(name):
 @pytest.mark.parametrize("width", [1, 5, 32])
 def test_edges_with_the_same_maximum_share_its_gradient(name, dtype, width):
     """As `torch.amax` does it, also where the maximum is 0: scatter_reduce's own gradient finds one more there."""
-    pattern = random_pattern()
+    pattern = random_pattern(40, 30, 900)
     make = torch.Generator().manual_seed(0)
-    weight = torch.randint(0, 3, (500, 2), generator=make).to(dtype).requires_grad_()
+    weight = torch.randint(0, 3, (pattern.num_edges, 2), generator=make).to(dtype).requires_grad_()
     value = torch.randint(-2, 3, (30, 2, width), generator=make).to(dtype).requires_grad_()
     upstream = torch.randint(-8, 9, (40, 2, width), generator=make)
     message = weight.double().unsqueeze(-1) * value.double()[pattern.col]
@@ -237,7 +228,7 @@ def test_rows_visited_in_another_order(monkeypatch):
 
 @pytest.mark.parametrize("name", FAST)
 def test_only_weights_are_kept_per_edge(name):
-    pattern = random_pattern(edges=701)
+    pattern = random_pattern(40, 30, 701)
     args = inputs(pattern, 2, 3)
     kept = []
     pack = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
@@ -248,7 +239,7 @@ def test_only_weights_are_kept_per_edge(name):
 
 
 def test_autocast_casts_to_the_wider_type():
-    pattern = random_pattern()
+    pattern = random_pattern(40, 30, 900)
     args = inputs(pattern, 2, 3, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         found = results(args[0].bfloat16(), args[1], args[2], args[3].bfloat16(), *args[4:], pattern)
@@ -257,7 +248,7 @@ def test_autocast_casts_to_the_wider_type():
 
 
 def test_compiles_without_breaks_and_exports():
-    pattern = random_pattern()
+    pattern = random_pattern(40, 30, 900)
     args = inputs(pattern, 2, 3, torch.float32)
 
     class Layer(torch.nn.Module):

@@ -13,6 +13,7 @@ from geoattn import Neighbors, native
 from geoattn.ops import vector_attend
 from geoattn.ops.backends import vector_recomputed
 from geoattn.ops.backends.choose import backend
+from tests.ops.problems import random_pattern
 
 BACKENDS = [
     "reference",
@@ -70,12 +71,6 @@ def gradients(out, tensors, seed=0):
 
 def tensors_of(args, *modules):
     return [x for x in args if isinstance(x, torch.Tensor)] + [p for m in modules if m for p in m.parameters()]
-
-
-def random_pattern(queries, keys, edges, seed=0, dtype=torch.int64):
-    make = torch.Generator().manual_seed(seed)
-    index = [torch.randint(0, n, (edges,), generator=make) for n in (keys, queries)]
-    return Neighbors.from_edge_index(torch.stack(index).to(dtype), queries, keys)
 
 
 @st.composite

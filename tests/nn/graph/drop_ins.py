@@ -7,6 +7,7 @@ import torch_geometric.nn as pyg
 import torch_geometric.typing
 
 from geoattn import nn as ours
+from tests.ops.problems import assert_same
 
 NODES, SOURCES, EDGES, WIDTH, EDGE_WIDTH = 12, 9, 60, 6, 3
 WITH_TORCH_SPARSE = torch_geometric.typing.WITH_TORCH_SPARSE
@@ -76,15 +77,13 @@ def call(layer, x, edge_index, *rest, **settings):
     return layer(x, edge_index, *rest, **settings)
 
 
-def assert_same(mine, theirs, inputs, out, expected):
+def assert_same_as_pyg(mine, theirs, inputs, out, expected):
     """Outputs and all gradients, to rounding."""
-    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
     grad = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    found, wanted = (
-        torch.autograd.grad(y, [*inputs, *layer.parameters()], grad, allow_unused=True, retain_graph=True)
-        for y, layer in ((out, mine), (expected, theirs))
-    )
-    for a, b in zip(found, wanted, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+    def with_gradients(layer, y):
+        wanted = {f"input {n}": x for n, x in enumerate(inputs)} | dict(layer.named_parameters())
+        grads = torch.autograd.grad(y, list(wanted.values()), grad, allow_unused=True, retain_graph=True)
+        return {"out": y, **dict(zip(wanted, grads, strict=True))}
+
+    assert_same(with_gradients(mine, out), with_gradients(theirs, expected))

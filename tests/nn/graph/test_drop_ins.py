@@ -24,7 +24,7 @@ from tests.nn.graph.drop_ins import (
     WIDTH,
     WITH_FEATURES,
     WITH_TORCH_SPARSE,
-    assert_same,
+    assert_same_as_pyg,
     call,
     edges,
     features,
@@ -50,7 +50,7 @@ def test_constructor_parameters_and_repr_are_pygs(name, arguments):
 def test_numbers_and_gradients_are_pygs(name, arguments):
     mine, theirs = pair(name, arguments)
     x, edge_index = features(NODES, WIDTH), edges()
-    assert_same(mine, theirs, [x], call(mine, x, edge_index), call(theirs, x, edge_index))
+    assert_same_as_pyg(mine, theirs, [x], call(mine, x, edge_index), call(theirs, x, edge_index))
 
 
 @pytest.mark.parametrize(("name", "arguments"), WITH_FEATURES)
@@ -58,7 +58,7 @@ def test_edge_features_and_every_fill_value(name, arguments):
     mine, theirs = pair(name, arguments | {"edge_dim": EDGE_WIDTH, "heads": 2})
     x, edge_attr, edge_index = features(NODES, WIDTH), features(EDGES, EDGE_WIDTH, seed=2), edges()
     out, expected = (layer(x, edge_index, edge_attr) for layer in (mine, theirs))
-    assert_same(mine, theirs, [x, edge_attr], out, expected)
+    assert_same_as_pyg(mine, theirs, [x, edge_attr], out, expected)
 
 
 @pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
@@ -66,7 +66,7 @@ def test_edge_features_of_one_dimension(name):
     mine, theirs = pair(name, {"edge_dim": 1})
     x, edge_attr, edge_index = features(NODES, WIDTH), features(EDGES, seed=2), edges()
     out, expected = (layer(x, edge_index, edge_attr) for layer in (mine, theirs))
-    assert_same(mine, theirs, [x, edge_attr], out, expected)
+    assert_same_as_pyg(mine, theirs, [x, edge_attr], out, expected)
 
 
 @pytest.mark.parametrize("name", BIPARTITE)
@@ -75,7 +75,7 @@ def test_bipartite(name, channels):
     mine, theirs = pair(name, {}, channels)
     x = (features(SOURCES, WIDTH), features(NODES, WIDTH if isinstance(channels, int) else WIDTH + 1, seed=2))
     edge_index = edges(SOURCES)
-    assert_same(mine, theirs, x, call(mine, x, edge_index), call(theirs, x, edge_index))
+    assert_same_as_pyg(mine, theirs, x, call(mine, x, edge_index), call(theirs, x, edge_index))
 
 
 def test_gat_without_features_of_targets():
@@ -110,7 +110,7 @@ def test_every_kind_of_edge_index(name):
         kinds.append(SparseTensor.from_edge_index(edge_index, sparse_sizes=size).t())
     for kind in kinds:
         out = call(mine.eval(), x, kind)
-        assert_same(mine, theirs, [x], out, expected)
+        assert_same_as_pyg(mine, theirs, [x], out, expected)
 
 
 def test_a_sparse_matrix_may_hold_the_edge_features():
@@ -146,8 +146,8 @@ def test_attention_weights(name, edge_dim):
     )
     assert torch.equal(index, their_index)
     assert torch.equal(out, mine(x, edge_index, edge_attr))
-    assert_same(mine, theirs, [x], out, expected)
-    assert_same(mine, theirs, [x], weights, their_weights)
+    assert_same_as_pyg(mine, theirs, [x], out, expected)
+    assert_same_as_pyg(mine, theirs, [x], weights, their_weights)
     pattern = Neighbors.from_edge_index(edge_index, NODES)
     _, (index, weights) = mine(x, pattern, edge_attr, return_attention_weights=True)
     assert torch.equal(index, their_index)
@@ -252,7 +252,7 @@ def test_point_transformer_with_networks(attn_nn):
         layer.pos_nn, layer.attn_nn = copy.deepcopy(networks)
         layer.double()
     mine, theirs = layers
-    assert_same(mine, theirs, [x], call(mine, x, edge_index), call(theirs, x, edge_index))
+    assert_same_as_pyg(mine, theirs, [x], call(mine, x, edge_index), call(theirs, x, edge_index))
 
 
 @pytest.mark.parametrize(("name", "arguments"), PLAIN[::2])
@@ -280,7 +280,7 @@ def test_inputs_narrower_than_heads_are_what_is_gathered(channels, arguments, mo
     source, target = features(NODES, 2), features(NODES, WIDTH, seed=2)
     x, inputs = (source, [source]) if channels == 2 else ((source, target), [source, target])
     out, expected = (layer(x, edges()) for layer in (mine, theirs))
-    assert_same(mine, theirs, inputs, out, expected)
+    assert_same_as_pyg(mine, theirs, inputs, out, expected)
     found = []
     for layer in (mine, theirs):
         grads = torch.autograd.grad(layer(x, edges()).square().sum(), inputs, create_graph=True)
@@ -376,7 +376,7 @@ def test_a_static_graph_is_sorted_once(name, monkeypatch):
 def test_the_other_flow(name):
     mine, theirs = pair(name, {"flow": "target_to_source"})
     x, edge_index = features(NODES, WIDTH), edges()
-    assert_same(mine, theirs, [x], mine(x, edge_index), theirs(x, edge_index))
+    assert_same_as_pyg(mine, theirs, [x], mine(x, edge_index), theirs(x, edge_index))
 
 
 def test_autocast():
