@@ -128,7 +128,7 @@ class RandomDeform(BaseTransform):
         """Apply to one mesh."""
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=self.generator)
+            return torch.randn(*shape, generator=self.generator).to(data.pos)
 
         out = data.clone()
         pos = data.pos - data.pos.mean(0)

@@ -33,7 +33,7 @@ def geodesic_distance(pos: Tensor, face: Tensor, source: Tensor, method: Literal
         method: ``"heat"`` or ``"edge"``.
 
     Returns:
-        [S, V] in the unit and dtype of ``pos``; exactly 0 at the source, infinite in other components.
+        [S, V] in the unit, dtype and device of ``pos``; exactly 0 at the source, infinite in other components.
 
     Raises:
         ValueError: If ``source`` has no such vertex, the method is unknown, or the mesh is not one.
@@ -62,7 +62,7 @@ def geodesic_distance(pos: Tensor, face: Tensor, source: Tensor, method: Literal
             distance[np.ix_(rows, member)] = _heat_distance(points[member], inside, local)
     else:
         raise ValueError(f"method must be 'heat' or 'edge', got {method!r}")
-    return torch.from_numpy(distance).to(pos.dtype)
+    return torch.from_numpy(distance).to(pos)
 
 
 def _heat_distance(points: Array, triangles: Array, source: Array) -> Array:

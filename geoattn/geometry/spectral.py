@@ -48,8 +48,8 @@ def laplacian(pos: Tensor, face: Tensor | None, robust: bool | None = None) -> t
 
     Returns:
         ``L`` [V, V], a ``scipy.sparse.csr_matrix`` in float64 without units, whose rows sum to 0, and the
-        mass [V] in float64, an area. Without any surface ``L`` is 0 and the mass 1. A vertex without surface
-        has a row of zeros and a mass of 1e-8 of the mean.
+        mass [V] in float64, an area, on the device of ``pos``. Without any surface ``L`` is 0 and the mass 1. A
+        vertex without surface has a row of zeros and a mass of 1e-8 of the mean.
 
     Raises:
         ValueError: If the mesh is not one (see :func:`geoattn.geometry.check_mesh`).
@@ -68,8 +68,8 @@ def laplacian(pos: Tensor, face: Tensor | None, robust: bool | None = None) -> t
             robust = _is_bad(points, triangles) or nonmanifold_edges(face.cpu()).size(1) > 0
         matrix, mass = (_robust_laplacian if robust else _plain_laplacian)(points, triangles) or empty
     if mass.sum() == 0:
-        return matrix, torch.ones(len(points), dtype=torch.float64)
-    return matrix, torch.from_numpy(np.maximum(mass, _LEAST_MASS * mass.mean()))
+        return matrix, torch.ones(len(points), dtype=torch.float64, device=pos.device)
+    return matrix, torch.from_numpy(np.maximum(mass, _LEAST_MASS * mass.mean())).to(pos.device)
 
 
 def _is_bad(points: Array, triangles: Array) -> bool:
@@ -173,13 +173,14 @@ def eigenbasis(pos: Tensor, face: Tensor | None, k: int, robust: bool | None = N
         robust: As in :func:`laplacian`.
 
     Returns:
-        Eigenvalues [K] and eigenvectors [V, K] as in :func:`eigendecomposition`, in the dtype of ``pos``.
+        Eigenvalues [K] and eigenvectors [V, K] as in :func:`eigendecomposition`, in the dtype and on the device
+        of ``pos``.
 
     Raises:
         ValueError: If ``k`` is less than 1, or the mesh is not one.
     """
     eigenvalues, eigenvectors = eigendecomposition(*laplacian(pos, face, robust), k)
-    return eigenvalues.to(pos.dtype), eigenvectors.to(pos.dtype)
+    return eigenvalues.to(pos), eigenvectors.to(pos)
 
 
 def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -197,8 +198,8 @@ def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tens
 
     Returns:
         Eigenvalues [K], ascending, at least 0, and eigenvectors [V, K] with ``phi^T M phi = I``, both
-        float64. K is ``k``, or the number of vertices with surface (a non-zero row in ``L``) if that is less.
-        Among the zero eigenvalues the component of largest mass is first.
+        float64 and on the device of ``mass``. K is ``k``, or the number of vertices with surface (a non-zero row in
+        ``L``) if that is less. Among the zero eigenvalues the component of largest mass is first.
 
     Raises:
         ValueError: If ``k`` is less than 1.
@@ -212,7 +213,7 @@ def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tens
     k = min(k, len(surface))
     vectors = np.zeros((L.shape[0], k))
     if k == 0:
-        return torch.zeros(0, dtype=torch.float64), torch.from_numpy(vectors)
+        return mass.new_zeros(0, dtype=torch.float64), torch.from_numpy(vectors).to(mass.device)
     weight = mass.cpu().double().numpy()
     count, label = csgraph.connected_components(L[surface][:, surface], directed=False)
     component_mass = np.bincount(label, weight[surface])
@@ -234,7 +235,7 @@ def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tens
         vectors[member, column] = function * np.sign(function[np.abs(function).argmax()])
     values = np.zeros(k)
     values[k - len(found) :] = [value for value, _, _ in found]
-    return torch.from_numpy(values), torch.from_numpy(vectors)
+    return torch.from_numpy(values).to(mass.device), torch.from_numpy(vectors).to(mass.device)
 
 
 @lru_cache

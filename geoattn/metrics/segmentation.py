@@ -45,10 +45,12 @@ class MeanIoU:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count one mesh: predicted and true labels ``[M]``."""
         _check_labels(prediction, target)
-        classes = len(self.union)
-        right = torch.bincount(target[prediction == target], minlength=classes)
+        right, predicted, true = (
+            torch.bincount(labels, minlength=len(self.union)).cpu()
+            for labels in (target[prediction == target], prediction, target)
+        )
         self.intersection += right
-        self.union += torch.bincount(prediction, minlength=classes) + torch.bincount(target, minlength=classes) - right
+        self.union += predicted + true - right
 
     def compute(self) -> float:
         """The value so far, in [0, 1]; NaN before any update."""

@@ -198,9 +198,8 @@ class _Clock:
     def read(self) -> float:
         self.minutes = (time.monotonic() - self.start) / 60
         if self.budget is not None:
-            self.minutes = float(
-                cast("Tensor", self.fabric.all_reduce(torch.tensor(self.minutes, dtype=torch.float64)))
-            )
+            own = torch.tensor(self.minutes, dtype=torch.float64, device=self.fabric.device)
+            self.minutes = float(cast("Tensor", self.fabric.all_reduce(own)))
         return self.minutes
 
     @property

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from geoattn.ops.backends import reference, triton
+from geoattn.ops.backends.choose import BACKENDS, choose
 from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.patterns.visits import Visits
 
@@ -348,6 +350,26 @@ def test_says_why_not() -> None:
     reason = triton.unavailable(problem)
     assert reason is not None
     assert ("CUDA" in reason) if torch.cuda.is_available() else ("no" in reason)
+
+
+@compiles
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_takes_tensors_of_a_recent_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from a machine without one: tensors that hold nothing, and what torch says of the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    here = make([2], dtype=dtype, device="cpu")
+    with FakeTensorMode():
+        there = {name: torch.empty((1, 2, 8), dtype=dtype, device="cuda") for name in ("query", "key", "value")}
+    problem = here._replace(**there)
+    assert triton.unavailable() is None
+    assert triton.unavailable(problem) is None
+    assert choose(problem, None) is triton
+    assert "CUDA devices" in (triton.unavailable(here) or "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+    assert "an old one" in (triton.unavailable(problem) or "")
+    assert choose(problem, None) is BACKENDS["torch"]
 
 
 @runs

@@ -101,10 +101,11 @@ def evaluate(model: SurfaceTransformer, meshes: Samples) -> dict[str, float]:
     config = model.config
     transform = MeshElements(config.element, config.labelled)
     right, iou, soft = Accuracy(), MeanIoU(len(config.names)), SoftEdgeAccuracy()
+    device = next(model.parameters()).device
     model.eval()
     for i in tqdm(range(len(meshes)), "evaluating", unit="mesh"):
         mesh = meshes[i]
-        logits = model(transform(Data(pos=mesh.pos, face=mesh.face)))
+        logits = model(transform(Data(pos=mesh.pos, face=mesh.face)).to(device)).to(mesh.face.device)
         prediction = logits.argmax(-1)
         right.update(prediction, mesh.y)
         iou.update(prediction, mesh.y)
