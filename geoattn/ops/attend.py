@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from geoattn._forced import forced
-from geoattn.ops.backends import cpu, fused, reference
-from geoattn.ops.backends.choose import choose
+from geoattn.ops.backends import fused, reference
+from geoattn.ops.backends.modes import autocast, without_autocast
 from geoattn.ops.backends.problem import Problem
 from geoattn.ops.segment import segment_softmax
 from geoattn.patterns import Neighbors, Windows
-from geoattn.patterns.visits import Visits
 
 Pattern = Neighbors | Windows
 
@@ -33,7 +32,6 @@ def attend(
     edge_value: Tensor | None = ...,
     att: Tensor | None = ...,
     negative_slope: float = ...,
-    overwrite: bool = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -53,7 +51,6 @@ def attend(
     edge_value: Tensor | None = ...,
     att: Tensor | None = ...,
     negative_slope: float = ...,
-    overwrite: bool = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -72,7 +69,6 @@ def attend(
     edge_value: Tensor | None = None,
     att: Tensor | None = None,
     negative_slope: float = 0.2,
-    overwrite: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Softmax attention of every query over the keys its pattern names.
@@ -114,9 +110,6 @@ def attend(
         edge_value: Added to the value of every edge, ``[E, G', C]``, likewise.
         att: Attention vector of additive scores, ``[H, D]``, for `Neighbors`.
         negative_slope: Slope of the LeakyReLU of additive scores.
-        overwrite: Whether the backward pass may write gradients of keys and values over them, which takes less memory:
-            for tensors that nobody else reads and that share no memory, such as a layer's own projections. Leaves
-            are never overwritten, and nothing where the graph is kept (``retain_graph``, ``create_graph``).
         return_lse: Also return the log-sum-exp of each query's scores, ``[N, H]`` (``-inf`` where empty).
 
     Returns:
@@ -135,7 +128,7 @@ def attend(
         torch.Size([100, 4, 32])
     """
     same = value is key
-    query, key, value, edge_key, edge_value = fused.autocast(  # type: ignore[assignment]
+    query, key, value, edge_key, edge_value = autocast(  # type: ignore[assignment]
         query.device.type, query, key, value, edge_key, edge_value
     )
     value = key if same else value
@@ -150,16 +143,8 @@ def attend(
     problem = _problem(query, key, value, pattern, bias, log_weight, edge_key, edge_value, att, scale, negative_slope)
     if dropout:
         problem = problem._replace(dropout=dropout, seed=torch.randint(2**63 - 1, ()))
-    name = forced()
-    if name in fused.OWN_GRADIENTS:
-        visits, columns = _orders(problem, pattern, choose(problem, name) is cpu)
-        if problem.value is problem.key:
-            problem = problem._replace(value=None)  # type: ignore[arg-type]  # one gradient for both
-        settings = problem[:-3]  # without first_edge, visits and overwrite
-        overwrite &= not torch.compiler.is_compiling()
-        out, lse = fused.attend(*settings, [*(visits or ())], [*(columns or ())], name, overwrite)
-    else:
-        out, lse = choose(problem, name).forward(problem)
+    with without_autocast(query.device.type):
+        out, lse = fused.attend(problem, pattern, forced())
     if pattern.heads > 1:
         out, lse = out.view(*query.shape[:2], -1), lse.view(query.shape[:2])
     return (out, lse) if return_lse else out
@@ -185,7 +170,7 @@ def attention_weights(
     Returns:
         ``[E, H]`` in the order of ``pattern.col``, in float32 (float64 for float64 inputs).
     """
-    query, key, edge_key = fused.autocast(query.device.type, query, key, edge_key)  # type: ignore[assignment]
+    query, key, edge_key = autocast(query.device.type, query, key, edge_key)  # type: ignore[assignment]
     _check(query, key, key, pattern, bias, 0.0, key_weight, edge_key, None, att)
     if scale is None:
         scale = query.size(-1) ** -0.5
@@ -195,7 +180,7 @@ def attention_weights(
 
 
 def _log_weight(key_weight: Tensor | None, query: Tensor) -> Tensor | None:
-    """``[M, H or 1]``, in the type of sums."""
+    """``[M, H or 1]``, in the accumulation dtype."""
     if key_weight is None:
         return None
     log_weight = reference.log(key_weight.to(torch.promote_types(query.dtype, torch.float32)))
@@ -234,26 +219,6 @@ def _problem(
         seed=None,
     )
     return _heads_as_nodes(problem) if pattern.heads > 1 else problem
-
-
-def _needs_columns(problem: Problem) -> bool:
-    """Whether a backward pass will sum along keys."""
-    weight = problem.log_weight
-    wanted = problem.key.requires_grad or problem.value.requires_grad or (weight is not None and weight.requires_grad)
-    return wanted and torch.is_grad_enabled()
-
-
-def _orders(problem: Problem, pattern: Neighbors, kernels: bool) -> tuple[Visits | None, Visits | None]:
-    """In which order rows, and columns if a backward pass needs them, are visited; by the CPU's ``kernels`` or not."""
-    positions = any(x is not None for x in (problem.bias, problem.edge_key, problem.edge_value, problem.seed))
-    visits = pattern.visits(positions=positions) if kernels else None
-    if not _needs_columns(problem):
-        return visits, None
-    columns = pattern.visits(transposed=True, positions=positions) if kernels else None
-    if columns is None:
-        turned = pattern.transpose
-        columns = Visits(turned.rowptr, turned.col, turned.edge_order)
-    return visits, columns
 
 
 def _heads_as_nodes(problem: Problem) -> Problem:

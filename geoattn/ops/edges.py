@@ -7,6 +7,7 @@ from torch import Tensor
 
 from geoattn._forced import forced
 from geoattn.ops.backends import edges_fused, edges_reference
+from geoattn.ops.backends.modes import transforms_active
 from geoattn.patterns import Neighbors
 
 
@@ -37,8 +38,6 @@ def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
             f"got {tuple(query.shape)} and {tuple(key.shape)}"
         )
     backend = forced()
-    if backend == "reference":
-        return edges_reference.edge_dot(query, key, pattern)
     return edges_fused.edge_dot(query, key, edges_fused.arguments(pattern, key, backend), backend)
 
 
@@ -63,8 +62,6 @@ def weighted_sum(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
     """
     weight, value = _weights_and_values(weight, value, pattern)
     backend = forced()
-    if backend == "reference":
-        return edges_reference.weighted_sum(weight, value, pattern)
     return edges_fused.weighted_sum(weight, value, edges_fused.arguments(pattern, value, backend), False, backend)
 
 
@@ -93,7 +90,7 @@ def weighted_max(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
     """
     weight, value = _weights_and_values(weight, value, pattern)
     backend = forced()
-    if backend == "reference":
+    if backend == "reference" or transforms_active():
         return edges_reference.weighted_max(weight, value, pattern.rowptr, pattern.col)
     arguments = edges_fused.arguments(pattern, value, backend)
     dtype = torch.promote_types(value.dtype, torch.float32)

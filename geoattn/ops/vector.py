@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geoattn._forced import forced
 from geoattn.ops.backends import vector_recomputed, vector_reference
-from geoattn.ops.backends.choose import choose_simple
+from geoattn.ops.backends.choose import kernels_for
 from geoattn.patterns import Neighbors
 
 
@@ -77,7 +77,7 @@ def vector_attend(
     """
     key_position = position if key_position is None else key_position
     _check(query, key, value, pattern, position, key_position, dropout)
-    backend = choose_simple(forced(), query, "vector attention")
+    backend = kernels_for(forced(), query, "vector attention")
     if (
         backend != "reference"
         and not dropout

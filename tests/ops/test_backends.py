@@ -431,5 +431,5 @@ def test_choosing_a_backend():
                 attend(pattern=pattern, **arguments)
     with geoattn.backend("reference"):
         with geoattn.backend("torch"):
-            assert "GeneratedBackwardFor_geoattn_attend" in type(attend(pattern=pattern, **arguments).grad_fn).__name__
-        assert "geoattn" not in type(attend(pattern=pattern, **arguments).grad_fn).__name__
+            assert "_AttendBackward" in type(attend(pattern=pattern, **arguments).grad_fn).__name__
+        assert "_AttendBackward" not in type(attend(pattern=pattern, **arguments).grad_fn).__name__

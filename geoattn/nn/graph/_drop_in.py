@@ -113,12 +113,11 @@ class AttentionDropIn(DropIn):
         value: Tensor,
         pattern: Neighbors,
         weights: bool,
-        overwrite: bool = False,
         **terms: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Joined heads ``[N, H * C]``, or their mean ``[N, C]``; and the weights ``[E, H]`` if asked for."""
         dropout = self.dropout if self.training else 0.0
-        out = attend(query, key, value, pattern, dropout=dropout, overwrite=overwrite and not weights, **terms)
+        out = attend(query, key, value, pattern, dropout=dropout, **terms)
         out = out.flatten(1) if self.concat else out.mean(1)
         if not weights:
             return out, None

@@ -8,7 +8,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
-from geoattn.nn.graph._linears import projected, scores, scores_need_no_heads
+from geoattn.nn.graph._linears import projected, scores
 from geoattn.patterns import Adjacency
 
 
@@ -56,8 +56,7 @@ class GATConv(AttentionDropIn, pyg.GATConv):
             edge = scores(self._edge_features(edge_index, features, pattern), self.lin_edge, self.att_edge)
         ones = key.new_ones(self.heads, 1)
         terms = {"att": ones, "negative_slope": self.negative_slope, "edge_key": edge}
-        own = scores_need_no_heads(source, lin_src, self.att_src)
-        out, found = self._attend(query, key, value, pattern, weights, own, **terms)
+        out, found = self._attend(query, key, value, pattern, weights, **terms)
         if target is not None and self.res is not None:
             out = out + self.res(target)
         out = out if self.bias is None else out + self.bias

@@ -8,7 +8,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
-from geoattn.nn.graph._linears import linears, plain
+from geoattn.nn.graph._linears import linears
 from geoattn.patterns import Adjacency
 
 
@@ -55,8 +55,7 @@ class GATv2Conv(AttentionDropIn, pyg.GATv2Conv):
         if features is not None:
             (edge,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
         terms = {"att": self.att[0], "negative_slope": self.negative_slope, "edge_key": edge}
-        own = plain(self.lin_l) and not self.share_weights
-        out, found = self._attend(query, value, value, pattern, weights, own, **terms)
+        out, found = self._attend(query, value, value, pattern, weights, **terms)
         out = out if self.res is None else out + self.res(target)
         out = out if self.bias is None else out + self.bias
         return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))

@@ -59,8 +59,7 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
         edge = None
         if features is not None:
             (edge,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
-        own = plain(self.lin_key, self.lin_value)
-        out, found = self._attend(query, key, value, pattern, weights, own, edge_key=edge, edge_value=edge)
+        out, found = self._attend(query, key, value, pattern, weights, edge_key=edge, edge_value=edge)
         for skipped in root:
             if self.lin_beta is not None:
                 beta = self.lin_beta(torch.cat([out, skipped, out - skipped], -1)).sigmoid()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from geoattn._forced import force
 from geoattn.ops.backends import chunked, cpu, reference, torch_scatter, triton
-from geoattn.ops.backends.problem import Problem
+from geoattn.ops.backends.problem import Backend, Problem
 
-BACKENDS: dict[str, ModuleType] = {
+BACKENDS: dict[str, Any] = {
     "triton": triton,
     "cpu": cpu,
     "torch": chunked,
@@ -61,7 +61,7 @@ def backend(name: str) -> Iterator[None]:
         yield
 
 
-def choose(problem: Problem, name: str | None) -> ModuleType:
+def choose(problem: Problem, name: str | None) -> Backend:
     """The backend ``name`` for ``problem``, or the best one where it is None.
 
     Raises:
@@ -78,8 +78,8 @@ def choose(problem: Problem, name: str | None) -> ModuleType:
     return BACKENDS["torch"]
 
 
-def choose_simple(name: str | None, x: Tensor, what: str) -> str:
-    """Name of the backend that runs ``what``, an operator of which there are "cpu", "torch" and "reference" only.
+def kernels_for(name: str | None, x: Tensor, what: str) -> str:
+    """Name of the backend that runs ``what``, an operator with kernels of "cpu", "torch" and "reference" only.
 
     Args:
         name: The backend that was asked for, if any.

@@ -1,4 +1,4 @@
-"""Attention in plain torch that keeps nothing per edge: worked off piece by piece, and again in the backward pass.
+"""Attention in plain torch that keeps nothing per edge: computed piece by piece, and again in the backward pass.
 
 Dot products on a CPU with MKL go head by head through sparse matrix products, in which nothing of width ``D`` is
 gathered: scores are a product sampled at the edges, outputs a sparse times a dense matrix. Everything else goes through
@@ -17,7 +17,7 @@ from geoattn.ops.backends import reference
 from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.patterns.visits import Visits
 
-READS_OUT = True  # in its backward pass
+READS_OUT, VISITS = True, False  # see `Backend`
 
 # Numbers in the largest temporary of a chunk.
 _CHUNK = {"cpu": 1 << 19}

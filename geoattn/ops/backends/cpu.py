@@ -13,7 +13,7 @@ from geoattn import native
 from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.patterns.visits import Visits
 
-READS_OUT = False  # in its backward pass
+READS_OUT, VISITS = False, True  # see `Backend`
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -63,16 +63,11 @@ def backward(
     """
     one = problem.value is problem.key and problem.att is not None and {"key", "value"}.issubset(needs)
     problem = _side_by_side(problem)
-    # The kernel sums along keys when it no longer needs those of others, and writes a row when it has read it.
-    over = problem.overwrite and (one or problem.value is not problem.key)
-    grads = {}
-    for name in needs:
-        if name == "value" and one:
-            continue
-        x = getattr(problem, name).detach()
-        read = x.data_ptr() in (problem.query.data_ptr(), grad_out.data_ptr())
-        reused = over and name in ("key", "value") and x.is_contiguous() and not read
-        grads[name] = x if reused else torch.empty_like(x, memory_format=torch.contiguous_format)
+    grads = {
+        name: torch.empty_like(getattr(problem, name), memory_format=torch.contiguous_format)
+        for name in needs
+        if not (name == "value" and one)
+    }
     call = _call(problem, lse)
     grad_out = _narrow(grad_out if grad_out.stride(2) == 1 else grad_out.contiguous())
     call.grad_out, call.grad_out_stride = grad_out.data_ptr(), strides(grad_out)

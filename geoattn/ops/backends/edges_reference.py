@@ -5,25 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geoattn.patterns import Neighbors
+from geoattn.patterns.rows import row_of_edges
+from geoattn.patterns.visits import Visits
 
 
-def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
+def edge_dot(query: Tensor, key: Tensor, rows: Visits) -> Tensor:
     """``[E, H]``"""
     query_, key_ = query.to(sum_dtype(query)), key.to(sum_dtype(key))
-    return (query_.index_select(0, pattern.row) * key_.index_select(0, pattern.col)).sum(-1).to(query.dtype)
+    row = row_of_edges(rows.rowptr, rows.col.numel())
+    return (query_.index_select(0, row) * key_.index_select(0, rows.col)).sum(-1).to(query.dtype)
 
 
-def weighted_sum(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
-    """``[N, H, C]``"""
-    message = weight.to(sum_dtype(weight)).unsqueeze(-1) * value.to(sum_dtype(value)).index_select(0, pattern.col)
-    return _sum(message, pattern.row, pattern.num_queries).to(value.dtype)
+def weighted_sum(weight: Tensor, value: Tensor, rows: Visits) -> Tensor:
+    """``[N, H, C]``; ``rows.edge`` says which weight is whose."""
+    weight_ = weight.to(sum_dtype(weight))
+    weight_ = weight_ if rows.edge is None else weight_.index_select(0, rows.edge)
+    message = weight_.unsqueeze(-1) * value.to(sum_dtype(value)).index_select(0, rows.col)
+    row = row_of_edges(rows.rowptr, rows.col.numel())
+    return _sum(message, row, rows.rowptr.numel() - 1).to(value.dtype)
 
 
 def weighted_max(weight: Tensor, value: Tensor, rowptr: Tensor, col: Tensor) -> Tensor:
     """``[N, H, C]``, 0 where there is no edge."""
     rows = rowptr.numel() - 1
-    row = torch.arange(rows, device=col.device).repeat_interleave(rowptr.diff(), output_size=col.numel())
+    row = row_of_edges(rowptr, col.numel())
     message = weight.to(sum_dtype(weight)).unsqueeze(-1) * value.to(sum_dtype(value)).index_select(0, col)
     top, count = maxima(message.detach(), row, rows)
     has = ~(message < top.index_select(0, row))  # true of NaN, which goes on
@@ -44,5 +49,5 @@ def _sum(message: Tensor, row: Tensor, rows: int) -> Tensor:
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
-    """The type sums are made in."""
+    """The accumulation dtype."""
     return torch.promote_types(x.dtype, torch.float32)

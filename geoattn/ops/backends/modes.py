@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
-def transforms_active() -> bool:
+
+def transforms_active(*tensors: Tensor | None) -> bool:
     """Whether derivatives or batches are made by transforming plain torch code, through which kernels cannot be seen.
 
-    So it is under ``torch.func`` (``grad``, ``vmap``, ``jvp``, ...), with batched gradients (``is_grads_batched``) and
-    in forward-mode differentiation. The formulas of an operator run then, instead of its kernels.
+    So it is under ``torch.func`` (``grad``, ``vmap``, ``jvp``, ...), in forward-mode differentiation, and for upstream
+    gradients in a batch (``is_grads_batched``), which are known by having no memory of their own. The formulas of an
+    operator run then, instead of its kernels.
+
+    Args:
+        tensors: In a backward pass, the upstream gradients.
     """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(x is not None and not torch._C._has_storage(x) for x in tensors)
 
 
-def traced() -> bool:
-    """Whether an operator must be one node of torch's library: while compiling or exporting, and for fake tensors."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+def traced(*tensors: Tensor | None) -> bool:
+    """Whether an operator must be one node of torch's library, given tensors it is called on.
+
+    So it is while compiling or exporting, and for fake tensors or other subclasses, which have no memory to read.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(x) not in _PLAIN for x in tensors)
+    )
 
 
 def differentiable(
@@ -58,3 +77,16 @@ def differentiable(
         outputs, upstream = zip(*pairs, strict=True)
         found = iter(torch.autograd.grad(outputs, wanted, upstream, create_graph=True, allow_unused=True))
     return [next(found) if needed and x is not None else None for x, needed in zip(tensors, needs, strict=True)]
+
+
+def autocast(device: str, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors in the type that autocast asks matrix products to run in; float64 and None stay as they are."""
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Inside, torch casts nothing: what kernels and formulas are given already has its type."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

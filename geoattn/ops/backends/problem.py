@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Problem(NamedTuple):
     :math:`v = value_j + edge\_value_e`, the score of edge ``e`` is ``scale * (query_i . k)``, or
     ``sum_d att_d * leaky_relu(query_id + k_d)`` where ``att`` is given, plus ``bias_e`` plus ``log_weight_j``.
 
-    ``T`` is the type of the inputs; ``A`` is the type sums are made in: float64 for float64, else float32. The
+    ``T`` is the type of the inputs; ``A`` is the accumulation dtype: float64 for float64, else float32. The
     last dimension of query, key and value has stride 1; everything else is contiguous.
 
     Dropout keeps edge ``e + first_edge`` in head ``h`` where word ``h % 4`` of Philox4x32-10 at counter
@@ -42,11 +43,10 @@ class Problem(NamedTuple):
     seed: int | Tensor | None  # in [0, 2^63), None without dropout; a number wherever a kernel is called
     first_edge: int = 0  # position of the first edge, where the problem is a cut of a larger one
     visits: Visits | None = None  # the same rows in an order that suits the cache of a CPU
-    overwrite: bool = False  # whether gradients of keys and values may be written over them
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """``A``, the type of sums, scores and the log-sum-exp."""
+        """``A``, the accumulation dtype, also that of scores and the log-sum-exp."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
 
@@ -61,3 +61,31 @@ class Gradients(NamedTuple):
     edge_key: Tensor | None = None
     edge_value: Tensor | None = None
     att: Tensor | None = None
+
+
+class Backend(Protocol):
+    """What a backend of `geoattn.attend` is: a module with these functions, all called without autograd.
+
+    The reference has no ``backward``: autograd differentiates its plain formulas.
+    """
+
+    READS_OUT: bool  # whether the backward pass reads the output
+    VISITS: bool  # whether rows are read in the order of `Neighbors.visits`
+
+    def unavailable(self, problem: Problem | None = None) -> str | None:
+        """Why the backend cannot run, at all or on ``problem``, in a sentence; None if it can."""
+
+    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Output ``[N, H, C]`` and log-sum-exp ``[N, H]``."""
+
+    def backward(
+        self,
+        problem: Problem,
+        columns: Visits | None,
+        out: Tensor | None,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        needs: Sequence[str],
+    ) -> Gradients:
+        """Gradients of the inputs named in ``needs``; those of keys, values and key weights need the ``columns``."""

@@ -89,14 +89,14 @@ def dropped(weight: Tensor, problem: Problem) -> Tensor:
 
 
 def _of_edges(x: Tensor, edge_term: Tensor | None, problem: Problem) -> Tensor:
-    found = _per_head(x.index_select(0, problem.col), problem)
-    return found if edge_term is None else found + _per_head(edge_term, problem)
+    # Cast before gathering, so that autograd sums the gradients of edges in the accumulation dtype, too.
+    found = _per_head(x.to(problem.sum_dtype).index_select(0, problem.col), problem)
+    return found if edge_term is None else found + _per_head(edge_term.to(problem.sum_dtype), problem)
 
 
 def _per_head(x: Tensor, problem: Problem) -> Tensor:
-    """In the type sums are made in, with as many heads as the query."""
+    """With as many heads as the query."""
     groups = problem.query.size(1) // x.size(1)
-    x = x.to(problem.sum_dtype)
     return x if groups == 1 else x.repeat_interleave(groups, 1)
 
 
@@ -155,8 +155,8 @@ def _accumulated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
 
 def log(weight: Tensor) -> Tensor:
     """Logarithm, ``-inf`` at 0 with a gradient of 0 there instead of NaN."""
-    positive = weight > 0
-    return weight.where(positive, 1).log().where(positive, -torch.inf)
+    zero = weight == 0
+    return weight.masked_fill(zero, 1).log().masked_fill(zero, -torch.inf)
 
 
 def _slots(ptr: Tensor) -> tuple[Tensor, int]:

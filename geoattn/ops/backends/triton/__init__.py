@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.patterns.visits import Visits
 
-READS_OUT = True  # in its backward pass
+READS_OUT, VISITS = True, False  # see `Backend`
 
 # Rows with more edges than this are long: a program of several warps walks them in larger tiles.
 _LONG = 64
