@@ -13,8 +13,9 @@ from torch_geometric.nn.dense import Linear
 from torch_geometric.nn.inits import glorot, ones, reset
 
 from geoattn.nn.dropout import dropout
-from geoattn.nn.graph._edges import add_rows, differentiable, edges_per_chunk
 from geoattn.ops import segment_sum, weighted_sum
+from geoattn.ops.backends.modes import differentiable, traced, transforms_active
+from geoattn.ops.backends.recompute import add_at, edges_per_chunk, gather
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
 
@@ -153,7 +154,7 @@ class AEROGNN(nn.Module):
 def _edge_attention(z: Tensor, att: Tensor, pattern: Neighbors) -> Tensor:
     """Normalised attention ``[E, H]`` of ``z`` ``[N, H, d]`` with vectors ``[H, d]``."""
     row, col = pattern.row.long(), pattern.col.long()
-    if torch.compiler.is_compiling():
+    if traced() or transforms_active():
         score = _score(z, att, row, col)
     else:
         score = _Score.apply(z, att, row, col, edges_per_chunk(pattern))
@@ -164,7 +165,7 @@ def _edge_attention(z: Tensor, att: Tensor, pattern: Neighbors) -> Tensor:
 
 
 def _mixed(z: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    return F.elu_(z.index_select(0, row).add_(z.index_select(0, col)))
+    return F.elu_(gather(z, row).add_(gather(z, col)))
 
 
 def _score(z: Tensor, att: Tensor, row: Tensor, col: Tensor) -> Tensor:
@@ -187,19 +188,23 @@ class _Score(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, att, row, col = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
-            if torch.is_grad_enabled():
-                return *differentiable(_score, (z, att, row, col), ctx.needs_input_grad[:4], grad), None
-            return *_score_gradients(z, att, row, col, grad, ctx.size), None, None, None
+            if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
+
+                def formulas(z: Tensor, att: Tensor) -> tuple[Tensor]:
+                    return (_score(z, att, row, col),)
+
+                grads = differentiable(formulas, (z, att), ctx.needs_input_grad[:2], (grad,))
+            else:
+                grads = _score_gradients(z, att, row, col, grad, ctx.size)
+        return *grads, None, None, None
 
 
-def _score_gradients(
-    z: Tensor, att: Tensor, row: Tensor, col: Tensor, grad: Tensor, size: int
-) -> tuple[Tensor, Tensor]:
+def _score_gradients(z: Tensor, att: Tensor, row: Tensor, col: Tensor, grad: Tensor, size: int) -> list[Tensor | None]:
     grad_z, grad_att = torch.zeros_like(z), torch.zeros_like(att)
     for i, j, part in zip(row.split(size), col.split(size), grad.split(size), strict=True):
         mixed = _mixed(z, i, j)
         grad_att += torch.einsum("ehd,eh->hd", mixed, part)
         slope = mixed.clamp_(max=0).add_(1).mul_(part.unsqueeze(-1))  # of ELU, from its values
-        add_rows(grad_z, i, slope)
-        add_rows(grad_z, j, slope)
-    return grad_z * att, grad_att
+        add_at(grad_z, i, slope)
+        add_at(grad_z, j, slope)
+    return [grad_z * att, grad_att]

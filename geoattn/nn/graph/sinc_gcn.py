@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch_geometric.nn.dense import Linear
 from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import activation_resolver
 
-from geoattn.nn.graph._edges import by_rows
+from geoattn.nn.graph._edges import by_rows, gather
 from geoattn.ops import segment_max, segment_sum, weighted_sum
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
@@ -42,8 +41,8 @@ class SIRGCNConv(nn.Module):
         in_channels: Features of a node; -1: those of the first call.
         hidden_channels: Width of the messages before :math:`W_R`.
         out_channels: Features of a node afterwards.
-        act: :math:`\sigma`, by its name as in PyG's layers or as a function; it must draw no random numbers. The
-            authors train with ReLU and with LeakyReLU of slope 0.2.
+        act: :math:`\sigma`, by its name as in PyG's layers or as a function. The authors train with ReLU and with
+            LeakyReLU of slope 0.2. One that draws random numbers makes the layer keep its messages.
         act_kwargs: Arguments of an activation given by name.
         aggr: :math:`\bigoplus`: ``"sum"``, ``"mean"``, ``"max"`` or ``"sym"``.
         dropout: Dropout of :math:`W_Q h` and :math:`W_K h`.
@@ -102,23 +101,10 @@ class SIRGCNConv(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
     def _aggregate(self, query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
-        act, parameters = _functional(self.act)
         if self.aggr != "max":
-
-            def gather(query: Tensor, key: Tensor, row: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
-                message = act(query.index_select(0, row) + key, parameters) * weight
-                return segment_sum(message, row, num_segments=query.size(0)).to(query.dtype)
-
             weight = _weight(self.aggr, pattern, query.dtype)
-            return self.linear_relation(by_rows(gather, query, key, pattern, weight, parameters))
-
-        outer = [x for x in (self.linear_relation.weight, self.linear_relation.bias) if x is not None]
-
-        def highest(query: Tensor, key: Tensor, row: Tensor, _: None, *parameters: Tensor) -> Tensor:
-            message = act(query.index_select(0, row) + key, parameters[len(outer) :])
-            return segment_max(F.linear(message, *parameters[: len(outer)]), row, num_segments=query.size(0))
-
-        return by_rows(highest, query, key, pattern, None, [*outer, *parameters])
+            return self.linear_relation(by_rows(_gathered, query, key, pattern, weight, [self.act]))
+        return by_rows(_highest, query, key, pattern, None, [self.act, self.linear_relation])
 
     def __repr__(self) -> str:
         return (
@@ -203,21 +189,20 @@ def _weight(aggr: str, pattern: Neighbors, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).unsqueeze(1)
 
 
+Function = Callable[[Tensor], Tensor]
+
+
+def _gathered(query: Tensor, key: Tensor, row: Tensor, weight: Tensor, act: Function) -> Tensor:
+    message = act(gather(query, row) + key) * weight
+    return segment_sum(message, row, num_segments=query.size(0)).to(query.dtype)
+
+
+def _highest(query: Tensor, key: Tensor, row: Tensor, _: None, act: Function, linear: Function) -> Tensor:
+    return segment_max(linear(act(gather(query, row) + key)), row, num_segments=query.size(0))
+
+
 def _highest_key(query: Tensor, key: Tensor, row: Tensor, _: None) -> Tensor:
     return segment_max(key, row, num_segments=query.size(0))
-
-
-def _functional(act: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor, Sequence[Tensor]], Tensor], list[Tensor]]:
-    """An activation as a function of its input and its parameters."""
-    if not isinstance(act, nn.Module) or not list(act.parameters()):
-        return lambda x, _: act(x), []
-    names, parameters = zip(*act.named_parameters(), strict=True)
-
-    def run(x: Tensor, values: Sequence[Tensor]) -> Tensor:
-        found: Tensor = functional_call(act, dict(zip(names, values, strict=True)), (x,))
-        return found
-
-    return run, list(parameters)
 
 
 def _checked(name: str, aggr: str) -> str:

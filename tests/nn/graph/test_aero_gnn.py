@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 from torch_geometric.utils import to_torch_csr_tensor
 
-from geoattn.nn.graph import _edges
 from geoattn.nn.graph.aero_gnn import AEROGNN
+from geoattn.ops.backends import recompute
 from geoattn.patterns import Neighbors
 
 # Node 5 has no incoming edge, node 6 no edge; one loop, one edge twice; directed.
@@ -70,7 +70,7 @@ def plain(model: AEROGNN, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Te
 
 @pytest.fixture(params=[1 << 14, 7], ids=["one chunk", "chunks"])
 def edges_per_chunk(request, monkeypatch):
-    monkeypatch.setitem(_edges.EDGES_PER_CHUNK, "cpu", request.param)
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", request.param)
 
 
 @pytest.fixture

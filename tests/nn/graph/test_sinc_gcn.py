@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.utils import to_torch_csr_tensor
 
-from geoattn.nn.graph import _edges
 from geoattn.nn.graph.sinc_gcn import AGGREGATIONS, SINCGCNConv, SIRGCNConv
+from geoattn.ops.backends import recompute
 from geoattn.patterns import Neighbors
 
 # Node 5 has no incoming edge, node 6 no edge; one loop, one edge twice; directed.
@@ -129,7 +129,7 @@ def plain(conv, x, edge_index):
 
 @pytest.fixture(params=[1 << 14, 7], ids=["one chunk", "chunks"])
 def edges_per_chunk(request, monkeypatch):
-    monkeypatch.setitem(_edges.EDGES_PER_CHUNK, "cpu", request.param)
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", request.param)
 
 
 @pytest.fixture
@@ -211,7 +211,8 @@ def test_parameters_of_the_activation(graph, aggr):
 
 
 @pytest.mark.parametrize("aggr", AGGREGATIONS)
-def test_no_vectors_per_edge_are_kept(aggr):
+def test_no_vectors_per_edge_are_kept(aggr, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 100)
     torch.manual_seed(0)
     x, edge_index = torch.randn(20, 8), torch.randint(0, 20, (2, 600))
     for neigh_aggr in AGGREGATIONS:
@@ -277,11 +278,15 @@ def test_dropout(graph):
     torch.testing.assert_close(out, nothing.expand(12, -1))
 
 
-def test_random_activations_are_refused(graph):
-    conv = SIRGCNConv(5, 6, 4, act=nn.RReLU()).double()
-    with pytest.raises(RuntimeError, match="must draw no random numbers"):
-        conv(*graph)
-    assert conv.eval()(*graph).shape == (12, 4)
+@pytest.mark.usefixtures("edges_per_chunk")
+def test_the_gradient_of_a_random_activation_is_of_the_numbers_drawn(graph):
+    conv = SIRGCNConv(5, 6, 4, act=nn.Dropout(), aggr="sum", outer_bias=False).double()
+    out = conv(*graph)
+    # Linear in the weight after the messages: the gradient of the same draw gives the output back.
+    weight = conv.linear_relation.weight
+    (grad,) = torch.autograd.grad(out.sum(), weight)
+    torch.testing.assert_close((grad * weight).sum(), out.sum())
+    assert not torch.allclose(conv(*graph), out)
 
 
 @pytest.mark.parametrize("aggr", AGGREGATIONS)
