@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -249,39 +249,42 @@ def _check(
     edge_value: Tensor | None,
     att: Tensor | None,
 ) -> None:
-    shapes = f"got query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if not query.dim() == key.dim() == value.dim() == 3:
-        raise ValueError(f"expected query [N, H, D], key [M, G, D] and value [M, G, C], {shapes}")
-    if query.size(2) != key.size(2):
-        raise ValueError(f"query and key must have the same last dimension D, {shapes}")
-    if key.shape[:2] != value.shape[:2]:
-        raise ValueError(f"key and value must have the same first dimensions [M, G], {shapes}")
-    if query.size(1) % key.size(1):
-        raise ValueError(f"the number of key heads must divide the number of query heads, {shapes}")
+    of_query, of_key, of_value = query.shape, key.shape, value.shape
+
+    def refuse(reason: str) -> NoReturn:
+        raise ValueError(f"{reason}, got query {tuple(of_query)}, key {tuple(of_key)}, value {tuple(of_value)}")
+
+    if not len(of_query) == len(of_key) == len(of_value) == 3:
+        refuse("expected query [N, H, D], key [M, G, D] and value [M, G, C]")
+    heads, groups = of_query[1], of_key[1]
+    if of_query[2] != of_key[2]:
+        refuse("query and key must have the same last dimension D")
+    if of_key[:2] != of_value[:2]:
+        refuse("key and value must have the same first dimensions [M, G]")
+    if groups == 0 or heads % groups:
+        refuse("the number of key heads must divide the number of query heads")
     if query.dtype != key.dtype or query.dtype != value.dtype or not query.is_floating_point():
         raise ValueError(
             f"query, key and value must have one floating type, got {query.dtype}, {key.dtype} and {value.dtype}"
         )
     of_heads = pattern.heads if isinstance(pattern, Neighbors) else 1
-    if pattern.num_queries != query.size(0) * of_heads or pattern.num_keys != key.size(0) * of_heads:
-        raise ValueError(f"{pattern} does not fit: {shapes}")
-    if of_heads not in (1, query.size(1)):
-        raise ValueError(f"{pattern} was made for {of_heads} heads, {shapes}")
+    if pattern.num_queries != of_query[0] * of_heads or pattern.num_keys != of_key[0] * of_heads:
+        refuse(f"{pattern} does not fit")
+    if of_heads not in (1, heads):
+        refuse(f"{pattern} was made for {of_heads} heads")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-    heads = query.size(1)
     if isinstance(pattern, Windows):
         for name, term in (("bias", bias), ("edge_key", edge_key), ("edge_value", edge_value), ("att", att)):
             if term is not None:
                 raise ValueError(f"Windows takes no {name}; write its pairs out with pattern.to_neighbors()")
         index = pattern.query_ptr
     else:
-        _check_edges(heads, key, value, pattern, bias, edge_key, edge_value, att)
+        if not (bias is edge_key is edge_value is att is None):
+            _check_edges(heads, key, value, pattern, bias, edge_key, edge_value, att)
         index = pattern.col
-    if key_weight is not None and key_weight.shape not in ((key.size(0),), (key.size(0), heads)):
-        raise ValueError(
-            f"expected key_weight [{key.size(0)}] or [{key.size(0)}, {heads}], got {tuple(key_weight.shape)}"
-        )
+    if key_weight is not None and key_weight.shape not in (of_key[:1], (of_key[0], heads)):
+        raise ValueError(f"expected key_weight [{of_key[0]}] or [{of_key[0]}, {heads}], got {tuple(key_weight.shape)}")
     if not query.device == key.device == value.device == index.device:
         raise ValueError(
             f"query, key, value and pattern must be on one device, got {query.device}, {key.device}, "
@@ -309,7 +312,7 @@ def _check_edges(
     for name, term, last in (("edge_key", edge_key, key.size(2)), ("edge_value", edge_value, value.size(2))):
         if term is None:
             continue
-        if term.dim() != 3 or term.size(0) != edges or term.size(2) != last or heads % max(term.size(1), 1):
+        if term.dim() != 3 or term.size(0) != edges or term.size(2) != last or not term.size(1) or heads % term.size(1):
             raise ValueError(f"expected {name} [{edges}, G', {last}] with G' dividing {heads}, got {tuple(term.shape)}")
         if term.dtype != key.dtype:
             raise ValueError(f"{name} must have the type of key, {key.dtype}, got {term.dtype}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +37,10 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         IndexError: If a key is out of range.
     """
     problem = _side_by_side(problem)
-    query, heads = problem.query, problem.query.size(1)
-    out = query.new_empty(query.size(0), heads, problem.value.size(2))
-    lse = query.new_empty(query.size(0), heads, dtype=problem.sum_dtype)
-    call = _call(problem, lse)
-    call.out = out.data_ptr()
-    run("geoattn_attend_forward", call)
+    count, heads, _ = problem.query.shape
+    out = problem.query.new_empty(count, heads, problem.value.size(2))
+    lse = problem.query.new_empty(count, heads, dtype=problem.sum_dtype)
+    run("geoattn_attend_forward", _CALL.pack(_fields(problem, lse) | {"out": out.data_ptr()}))
     return out, lse
 
 
@@ -68,99 +67,102 @@ def backward(
         for name in needs
         if not (name == "value" and one)
     }
-    call = _call(problem, lse)
+    fields = _fields(problem, lse) | {f"grad_{name}": grad.data_ptr() for name, grad in grads.items()}
     grad_out = _narrow(grad_out if grad_out.stride(2) == 1 else grad_out.contiguous())
-    call.grad_out, call.grad_out_stride = grad_out.data_ptr(), strides(grad_out)
+    fields["grad_out"] = grad_out.data_ptr()
+    fields["grad_out_row"], fields["grad_out_head"], _ = grad_out.stride()
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
-        call.grad_lse = grad_lse.data_ptr()
+        fields["grad_lse"] = grad_lse.data_ptr()
     if columns is not None:
-        call.columns = c_visits(columns)
-    for name, grad in grads.items():
-        setattr(call, f"grad_{name}", grad.data_ptr())
+        fields |= zip(_COLUMNS, visits_fields(columns), strict=True)
     if one:
-        call.grad_value = call.grad_key
-    run("geoattn_attend_backward", call)
+        fields["grad_value"] = fields["grad_key"]
+    run("geoattn_attend_backward", _CALL.pack(fields))
     return Gradients(**grads)
 
 
 def _side_by_side(problem: Problem) -> Problem:
-    query, key = _narrow(problem.query), _narrow(problem.key)
-    value = key if problem.value is problem.key else _narrow(problem.value)
-    return problem._replace(query=query, key=key, value=value)
+    """With heads of a row side by side, where the kernels read several of this width at once."""
+    query, key, value = _narrow(problem.query), _narrow(problem.key), _narrow(problem.value)
+    if query is problem.query and key is problem.key and value is problem.value:
+        return problem
+    return problem._replace(query=query, key=key, value=key if problem.value is problem.key else value)
 
 
 def _narrow(x: Tensor) -> Tensor:
-    """Heads of a row side by side, where the kernels read several of this width at once."""
-    apart = x.size(1) > 1 and x.stride(1) != x.size(2)
-    return x.contiguous() if apart and x.size(2) in (1, 4, 8) else x
+    _, heads, width = x.shape
+    return x.contiguous() if width in (1, 4, 8) and heads > 1 and x.stride(1) != width else x
+
+
+class Layout:
+    """A structure of C whose fields all have 8 bytes: integers, pointers, and ``reals`` of double precision.
+
+    Packing one is several times as fast as filling a `ctypes.Structure`, which for small graphs takes longer than the
+    kernel.
+    """
+
+    def __init__(self, fields: str, reals: str = "") -> None:
+        self.fields = fields.split()
+        self._pack = struct.Struct("".join("d" if field in reals.split() else "q" for field in self.fields)).pack
+
+    def pack(self, values: dict[str, int | float]) -> bytes:
+        """With 0 (no tensor) for the fields that are not given."""
+        get = values.get
+        return self._pack(*[get(field, 0) for field in self.fields])
+
+
+_ROWS, _COLUMNS = ([f"{of}_{field}" for field in ("ptr", "node", "edge", "row", "wide")] for of in ("rows", "columns"))
+# ``Call`` in csrc/simd_attend.cpp.
+_CALL = Layout(
+    f"""
+    queries keys edges heads key_heads dim width query key value
+    query_row query_head key_row key_head value_row value_head {" ".join(_ROWS)}
+    bias log_weight edge_key edge_value att bias_heads log_weight_heads edge_key_heads edge_value_heads
+    scale negative_slope dropout seed out lse {" ".join(_COLUMNS)} grad_out grad_lse grad_out_row grad_out_head
+    {" ".join(f"grad_{name}" for name in Gradients._fields)} dtype threads
+    """,
+    reals="scale negative_slope dropout",
+)
+
+
+def _fields(problem: Problem, lse: Tensor) -> dict[str, Any]:
+    query, key, value, rowptr, col = problem[:5]
+    fields: dict[str, Any] = {
+        "edges": col.numel(),
+        "query": query.data_ptr(),
+        "key": key.data_ptr(),
+        "value": value.data_ptr(),
+        "scale": problem.scale,
+        "negative_slope": problem.negative_slope,
+        "dropout": problem.dropout,
+        "seed": 0 if problem.seed is None else int(problem.seed),
+        "lse": lse.data_ptr(),
+        "dtype": DTYPES.index(query.dtype),
+        "threads": torch.get_num_threads(),
+    }
+    fields["queries"], fields["heads"], fields["dim"] = query.shape
+    fields["keys"], fields["key_heads"], fields["width"] = value.shape
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        fields[f"{name}_row"], fields[f"{name}_head"], _ = x.stride()
+    fields |= zip(_ROWS, visits_fields(problem.visits or Visits(rowptr, col)), strict=True)
+    for name in ("bias", "log_weight", "edge_key", "edge_value", "att"):
+        term = getattr(problem, name)
+        if term is not None:
+            fields[name], fields[f"{name}_heads"] = term.data_ptr(), term.size(1)
+    return fields
+
+
+def visits_fields(visits: Visits) -> list[int]:
+    """``Visits`` in csrc/simd_walk.h, of contiguous tensors."""
+    wide = visits.rowptr.dtype == torch.int64
+    return [*[0 if x is None else x.data_ptr() for x in visits], wide]
 
 
 class CVisits(ctypes.Structure):
     """Mirrors ``Visits`` in csrc/simd_walk.h."""
 
     _fields_ = [*[(name, ctypes.c_void_p) for name in ("ptr", "node", "edge", "row")], ("wide", ctypes.c_int64)]
-
-
-class _Call(ctypes.Structure):
-    """Mirrors ``Call`` in csrc/simd_attend.cpp."""
-
-    _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("queries", "keys", "edges", "heads", "key_heads", "dim", "width")],
-        *[(name, ctypes.c_void_p) for name in ("query", "key", "value")],
-        *[(f"{name}_stride", ctypes.c_int64 * 2) for name in ("query", "key", "value")],
-        ("rows", CVisits),
-        *[(name, ctypes.c_void_p) for name in ("bias", "log_weight", "edge_key", "edge_value", "att")],
-        *[(f"{name}_heads", ctypes.c_int64) for name in ("bias", "weight", "edge_key", "edge_value")],
-        *[(name, ctypes.c_double) for name in ("scale", "negative_slope", "dropout")],
-        ("seed", ctypes.c_uint64),
-        *[(name, ctypes.c_void_p) for name in ("out", "lse")],
-        ("columns", CVisits),
-        *[(name, ctypes.c_void_p) for name in ("grad_out", "grad_lse")],
-        ("grad_out_stride", ctypes.c_int64 * 2),
-        *[(f"grad_{name}", ctypes.c_void_p) for name in Gradients._fields],
-        *[(name, ctypes.c_int64) for name in ("dtype", "threads")],
-    ]
-
-
-def _call(problem: Problem, lse: Tensor) -> _Call:
-    query, key, value, rowptr, col = problem[:5]
-    call = _Call(
-        queries=query.size(0),
-        keys=key.size(0),
-        edges=col.numel(),
-        heads=query.size(1),
-        key_heads=key.size(1),
-        dim=query.size(2),
-        width=value.size(2),
-        query=query.data_ptr(),
-        key=key.data_ptr(),
-        value=value.data_ptr(),
-        query_stride=strides(query),
-        key_stride=strides(key),
-        value_stride=strides(value),
-        rows=c_visits(problem.visits or Visits(rowptr, col)),
-        scale=problem.scale,
-        negative_slope=problem.negative_slope,
-        dropout=problem.dropout,
-        seed=0 if problem.seed is None else int(problem.seed),
-        lse=lse.data_ptr(),
-        dtype=DTYPES.index(query.dtype),
-        threads=torch.get_num_threads(),
-    )
-    for name, heads in (
-        ("bias", "bias_heads"),
-        ("log_weight", "weight_heads"),
-        ("edge_key", "edge_key_heads"),
-        ("edge_value", "edge_value_heads"),
-        ("att", None),
-    ):
-        term = getattr(problem, name)
-        if term is not None:
-            setattr(call, name, term.data_ptr())
-            if heads:
-                setattr(call, heads, term.size(1))
-    return call
 
 
 def c_visits(visits: Visits) -> CVisits:
@@ -179,8 +181,8 @@ def run(name: str, call: Any) -> None:
     Raises:
         IndexError: If the pattern is not one of so many.
     """
-    error = native.function(name)(ctypes.byref(call))
+    error = native.function(name)(call if isinstance(call, bytes) else ctypes.byref(call))
     if error == 1:
-        raise IndexError(f"the pattern names a key outside [0, {call.keys}) or a query outside [0, {call.queries})")
+        raise IndexError("the pattern names a key or a query that does not exist")
     if error:
-        raise IndexError(f"rowptr of the pattern does not rise from 0 to {call.edges}")
+        raise IndexError("rowptr of the pattern does not rise from 0 to the number of its edges")

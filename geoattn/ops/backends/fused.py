@@ -36,8 +36,9 @@ def attend(problem: Problem, pattern: Neighbors, name: str | None) -> tuple[Tens
     if traced(*inputs):
         return _call_operator(problem, pattern, name)
     backend = choose(problem, name)
-    if backend.VISITS:
-        problem = problem._replace(visits=pattern.visits(positions=_has_positions(problem)))
+    visits = pattern.visits(positions=_has_positions(problem)) if backend.VISITS else None
+    if visits is not None:
+        problem = problem._replace(visits=visits)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         found: tuple[Tensor, Tensor] = _Attend.apply(backend, pattern, problem, *inputs)
         return found
@@ -64,15 +65,18 @@ def _has_positions(problem: Problem) -> bool:
 
 def _with_strides(problem: Problem) -> Problem:
     """With the strides that `Problem` promises."""
-    query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (problem.query, problem.key, problem.value))
-    if problem.value is problem.key:
-        value = key
-    problem = problem._replace(query=query, key=key, value=value)
-    for name in Gradients._fields[3:]:
+    changed: dict[str, Any] = {}
+    for name in ("query", "key", "value"):
+        x = getattr(problem, name)
+        if x.stride(2) != 1:
+            changed[name] = x.contiguous()
+    for name in ("bias", "log_weight", "edge_key", "edge_value", "att"):
         x = getattr(problem, name)
         if x is not None and not x.is_contiguous():
-            problem = problem._replace(**{name: x.contiguous()})
-    return problem
+            changed[name] = x.contiguous()
+    if problem.value is problem.key and "key" in changed:
+        changed["value"] = changed["key"]
+    return problem._replace(**changed) if changed else problem
 
 
 def _gradients(
