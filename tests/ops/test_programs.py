@@ -5,6 +5,7 @@ import torch
 
 import geoattn
 from geoattn import Neighbors, attend
+from geoattn.ops import edge_dot, weighted_sum
 from tests.ops.problems import AVAILABLE, FAST, TOLERANCE, problem, random_pattern
 
 
@@ -92,3 +93,20 @@ def test_autocast(name):
     torch.testing.assert_close(out.double(), expected, **TOLERANCE[torch.bfloat16])
     (grad,) = torch.autograd.grad(out.float().sum(), bias)
     assert grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", [*FAST, "reference"])
+def test_traces_of_torchscript_hold_for_other_inputs(name):
+    pattern = random_pattern(30, 30)
+    given, other = torch.randn(2, 3, 30, 2, 4, generator=torch.Generator().manual_seed(0))
+
+    def function(query, key, value):
+        dots = edge_dot(query, key, pattern)
+        return attend(query, key, value, pattern, dots) + weighted_sum(dots, value, pattern)
+
+    with geoattn.backend(name):
+        traced = torch.jit.trace(function, tuple(given))
+        torch.testing.assert_close(traced(*other), function(*other))
+        leaves = [x.clone().requires_grad_() for x in other]
+        found = torch.autograd.grad(traced(*leaves).sum(), leaves)
+        torch.testing.assert_close(found, torch.autograd.grad(function(*leaves).sum(), leaves))
