@@ -110,7 +110,7 @@ class _Matrix:
             out.copy_((self(values) @ x).mul_(scale))
 
 
-def _rooms(problem: Problem) -> tuple[Tensor, ...]:
+def _buffers(problem: Problem) -> tuple[Tensor, ...]:
     """Memory for two inputs of a head, in either of which the edges fit, too, and twice for the edges.
 
     One block for all heads: after many smaller ones, free memory would lie scattered between what is in use.
@@ -122,8 +122,8 @@ def _rooms(problem: Problem) -> tuple[Tensor, ...]:
     return block.split([nodes, nodes, edges, edges])
 
 
-def _one_head(x: Tensor, head: int, room: Tensor) -> Tensor:
-    return room[: x.size(0) * x.size(2)].view(x.size(0), x.size(2)).copy_(x[:, head])
+def _one_head(x: Tensor, head: int, buffer: Tensor) -> Tensor:
+    return buffer[: x.size(0) * x.size(2)].view(x.size(0), x.size(2)).copy_(x[:, head])
 
 
 def _add_scores(score: Tensor, problem: Problem, head: int, matrix: _Matrix, query: Tensor, key: Tensor) -> Tensor:
@@ -140,18 +140,18 @@ def _forward_sparse(problem: Problem) -> tuple[Tensor, Tensor]:
     groups = problem.query.size(1) // problem.key.size(1)
     out, lse = _empty(problem)
     matrix = _Matrix(problem.rowptr, problem.col, problem.key.size(0))
-    room, other_room, weight, of_row = _rooms(problem)
+    buffer, other_buffer, weight, of_row = _buffers(problem)
     ones = weight.new_ones(problem.key.size(0))
     for head in range(problem.query.size(1)):
-        query = _one_head(problem.query, head, room)
-        key = _one_head(problem.key, head // groups, other_room)
+        query = _one_head(problem.query, head, buffer)
+        key = _one_head(problem.key, head // groups, other_buffer)
         score = _add_scores(weight.zero_(), problem, head, matrix, query, key)
         highest = torch.segment_reduce(score, "max", offsets=matrix.rowptr, unsafe=True)
         highest = highest.where(highest > -torch.inf, 0)
         score.sub_(matrix.per_edge(highest, of_row)).exp_()
         total = matrix(weight) @ ones
         weight.div_(matrix.per_edge(total.where(total > 0, 1), of_row))
-        matrix.product(weight, _one_head(problem.value, head // groups, room), out[:, head])
+        matrix.product(weight, _one_head(problem.value, head // groups, buffer), out[:, head])
         lse[:, head] = total.log() + highest
     return out, lse
 
@@ -168,7 +168,7 @@ def _backward_sparse(
     queries, heads = problem.query.shape[:2]
     groups = heads // problem.key.size(1)
     matrix = _Matrix(problem.rowptr, problem.col, problem.key.size(0))
-    room, other_room, weight, of_score = _rooms(problem)
+    buffer, other_buffer, weight, of_score = _buffers(problem)
     by_key = None if columns is None else _Matrix(columns.rowptr, columns.col, queries)
     grads = {}
     for name in needs:
@@ -181,21 +181,21 @@ def _backward_sparse(
     def along_keys(name: str, values: Tensor, x: Tensor, head: int, scale: float = 1.0) -> None:
         if columns is not None and by_key is not None:
             assert columns.edge is not None  # those without are for the CPU's kernels
-            values = torch.index_select(values, 0, columns.edge, out=other_room[: values.numel()])
+            values = torch.index_select(values, 0, columns.edge, out=other_buffer[: values.numel()])
             by_key.product(values, x, grads[name][:, head // groups], scale, add=head % groups > 0)
 
     for head in range(heads):
         finite = lse[:, head] > -torch.inf
-        upstream = _one_head(grad_out, head, room)
-        delta = _one_head(out, head, other_room).mul_(upstream).sum(-1)
+        upstream = _one_head(grad_out, head, buffer)
+        delta = _one_head(out, head, other_buffer).mul_(upstream).sum(-1)
         if grad_lse is not None:
             delta -= grad_lse[:, head].where(finite, 0)
         matrix.per_edge(delta.neg_(), of_score)
-        matrix.add_dots(of_score, upstream, _one_head(problem.value, head // groups, other_room))
+        matrix.add_dots(of_score, upstream, _one_head(problem.value, head // groups, other_buffer))
 
         matrix.per_edge(lse[:, head].where(finite, 0).neg_(), weight)
-        query = _one_head(problem.query, head, room)
-        key = _one_head(problem.key, head // groups, other_room)
+        query = _one_head(problem.query, head, buffer)
+        key = _one_head(problem.key, head // groups, other_buffer)
         of_score *= _add_scores(weight, problem, head, matrix, query, key).exp_()
         if "bias" in grads:
             grads["bias"][:, head % grads["bias"].size(1)] += of_score
@@ -206,7 +206,7 @@ def _backward_sparse(
         if "key" in grads:
             along_keys("key", of_score, query, head, problem.scale)
         if "value" in grads:
-            along_keys("value", weight, _one_head(grad_out, head, room), head)
+            along_keys("value", weight, _one_head(grad_out, head, buffer), head)
     return Gradients(**{name: grad.to(getattr(problem, name).dtype) for name, grad in grads.items()})
 
 

@@ -17,8 +17,8 @@ def transforms_active(*tensors: Tensor | None) -> bool:
     """Whether derivatives or batches are made by transforming plain torch code, through which kernels cannot be seen.
 
     So it is under ``torch.func`` (``grad``, ``vmap``, ``jvp``, ...), in forward-mode differentiation, for upstream
-    gradients in a batch (``is_grads_batched``), which are known by having no memory of their own, and while
-    `torch.jit.trace` records a program. The formulas of an operator run then, instead of its kernels.
+    gradients in a batch (``is_grads_batched``), and while `torch.jit.trace` records a program. The formulas of an
+    operator run then, instead of its kernels.
 
     Args:
         tensors: In a backward pass, the upstream gradients.
@@ -28,7 +28,7 @@ def transforms_active(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._get_tracing_state() is not None or any(
-        x is not None and not torch._C._has_storage(x) for x in tensors
+        x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors
     )
 
 
