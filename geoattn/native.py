@@ -7,11 +7,13 @@ C interface and knows nothing of torch, so one build serves every version; it ru
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 MISSING = "the CPU kernels were not built; install a C++ compiler, then `pip install --force-reinstall geoattn`"
 
@@ -36,3 +38,25 @@ def function(name: str) -> Callable[..., int]:
         raise RuntimeError(MISSING)
     wanted = _INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), "base")
     return getattr(_LIBRARY, f"{name}_{wanted}", None) or getattr(_LIBRARY, f"{name}_base")
+
+
+def in_memory(*tensors: torch.Tensor) -> bool:
+    """Whether tensors have memory that may be read now: not fake, not wrapped by ``torch.func``, not being traced."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(x) is torch.Tensor for x in tensors)
+        and not (
+            torch._C._are_functorch_transforms_active()
+            and any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+        )
+    )
+
+
+@contextmanager
+def outside_modes() -> Iterator[None]:
+    """Inside, tensors in memory give such tensors, which may be kept.
+
+    They belong to no ``torch.inference_mode``, no transform of ``torch.func`` and no mode such as that of fake tensors.
+    """
+    with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
+        yield

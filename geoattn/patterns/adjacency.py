@@ -12,6 +12,7 @@ from torch_geometric.index import ptr2index
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_torch_sparse_tensor
 
+from geoattn import native
 from geoattn.patterns.neighbors import INT32_MAX, Neighbors
 
 Adjacency: TypeAlias = Tensor | SparseTensor | Neighbors
@@ -50,7 +51,7 @@ def as_neighbors(
         TypeError: If it is none of these.
     """
     settings = num_queries, num_queries if num_keys is None else num_keys, self_loops
-    version = None if torch.compiler.is_compiling() else _version(adjacency)
+    version = _version(adjacency)
     if version is None:
         return _make(adjacency, *settings)
     of_version, patterns = _made.get(adjacency, (None, {}))
@@ -58,19 +59,21 @@ def as_neighbors(
         patterns = {}
         _made[adjacency] = version, patterns
     if settings not in patterns:
-        patterns[settings] = _make(adjacency, *settings)
+        with native.outside_modes():
+            patterns[settings] = _make(adjacency, *settings)
     return patterns[settings]
 
 
 def _version(adjacency: Adjacency) -> tuple[object, ...] | None:
-    """What changes when the tensor is changed in place; None if that cannot be known."""
+    """What changes when the tensor is changed in place; None if that cannot be known, or nothing is to be kept."""
     if isinstance(adjacency, SparseTensor):
-        parts = [adjacency.storage.col()]
+        part = adjacency.storage.col()
     elif isinstance(adjacency, Tensor):
-        parts = [adjacency]
+        part = adjacency
     else:
         return None
-    return None if any(x.is_inference() for x in parts) else tuple((x._version, x.shape) for x in parts)
+    values = part.as_tensor() if isinstance(part, EdgeIndex) else part
+    return (part._version, part.shape) if native.in_memory(values) and not values.is_inference() else None
 
 
 def _make(adjacency: Adjacency, num_queries: int, num_keys: int, self_loops: bool) -> Neighbors:

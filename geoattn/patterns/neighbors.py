@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
+from torch_geometric import EdgeIndex
 
+from geoattn import native
 from geoattn.geometry import search
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
 from geoattn.patterns.rows import compress, row_of_edges, transpose
 from geoattn.patterns.visits import Visits, find_visits, may_pay
 
+T = TypeVar("T")
 INT32_MAX = torch.iinfo(torch.int32).max
 
 
@@ -37,7 +40,7 @@ class Neighbors:
             what is built here has it in the type of ``col``.
         heads: Number of heads the queries and keys are made of; 1 if all heads share the pattern.
         check: Whether to look at the values, for which the host waits for the device. While compiling they are not
-            looked at; out of range, they are undefined behavior.
+            looked at.
 
     Raises:
         ValueError: If shapes or types are wrong, or (``check``) ``rowptr`` does not rise from 0 to ``E``, a key is
@@ -62,6 +65,10 @@ class Neighbors:
             raise ValueError(
                 f"edge_order must have one entry for each of {col.numel()} edges, got {tuple(edge_order.shape)}"
             )
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # a pattern may be used in training whenever it was made
+                rowptr, col = _normal(rowptr), _normal(col)
+                edge_order = None if edge_order is None else _normal(edge_order)
         self.rowptr = rowptr
         self.col = col
         self.num_keys = num_keys
@@ -72,7 +79,7 @@ class Neighbors:
         self._transpose: Neighbors | None = None
         self._with_self_loops: Neighbors | None = None
         self._visits: dict[bool, Visits | None] = {}
-        if check and not torch.compiler.is_compiling():
+        if check and native.in_memory(rowptr, col):
             self._check()
 
     def _check(self) -> None:
@@ -88,6 +95,18 @@ class Neighbors:
             )
         if self.heads > 1 and bool((self.row % self.heads != col % self.heads).any()):
             raise ValueError(f"each of {self.heads} heads of a query must attend to the same head of its keys")
+
+    def _kept(self, name: str, make: Callable[[], T]) -> T:
+        """What is kept under ``name``, made when first asked for; while compiling nothing is kept."""
+        found: T | None = getattr(self, name)
+        if found is not None:
+            return found
+        if not native.in_memory(self.rowptr, self.col):
+            return make()
+        with native.outside_modes():
+            found = make()
+        setattr(self, name, found)
+        return found
 
     @property
     def num_queries(self) -> int:
@@ -107,9 +126,7 @@ class Neighbors:
     @property
     def row(self) -> Tensor:
         """Query of every edge, ``[E]``, ascending."""
-        if self._row is None:
-            self._row = row_of_edges(self.rowptr, self.num_edges)
-        return self._row
+        return self._kept("_row", lambda: row_of_edges(self.rowptr, self.num_edges))
 
     @property
     def transpose(self) -> Neighbors:
@@ -117,11 +134,12 @@ class Neighbors:
 
         Its ``edge_order`` holds positions in *this* pattern's ``col``.
         """
-        if self._transpose is None:
-            order = torch.empty_like(self.col)
-            rowptr, row = transpose(self.rowptr, self.col, self.num_keys, order)
-            self._transpose = Neighbors(rowptr, row, self.num_queries, order, self.heads, check=False)
-        return self._transpose
+        return self._kept("_transpose", self._make_transpose)
+
+    def _make_transpose(self) -> Neighbors:
+        order = torch.empty_like(self.col)
+        rowptr, row = transpose(self.rowptr, self.col, self.num_keys, order)
+        return Neighbors(rowptr, row, self.num_queries, order, self.heads, check=False)
 
     def visits(self, *, transposed: bool = False, positions: bool = True) -> Visits | None:
         """The rows in an order in which those with keys in common follow each other, for kernels that read along rows.
@@ -138,22 +156,32 @@ class Neighbors:
         Raises:
             IndexError: If the pattern was not checked and is wrong.
         """
-        if transposed not in self._visits and not torch.compiler.is_compiling():
-            rowptr, col = self.rowptr, self.col
-            if transposed and may_pay(rowptr, self.num_keys):
-                rowptr, col = transpose(rowptr, col, self.num_keys)
-            self._visits[transposed] = find_visits(rowptr, col, self.num_keys)
+        in_memory = native.in_memory(self.rowptr, self.col)
+        if transposed not in self._visits and in_memory:
+            with native.outside_modes():
+                self._visits[transposed] = self._find_visits(transposed)
         found = self._visits.get(transposed)
         if found is None or found.row is None or found.edge is not None or not positions:
             return found
-        if torch.compiler.is_compiling():
+        if not in_memory:
             return None
+        with native.outside_modes():
+            found = self._visits[transposed] = self._with_positions(found, transposed)
+        return found
+
+    def _find_visits(self, transposed: bool) -> Visits | None:
+        rowptr, col = self.rowptr, self.col
+        if transposed and may_pay(rowptr, self.num_keys):
+            rowptr, col = transpose(rowptr, col, self.num_keys)
+        return find_visits(rowptr, col, self.num_keys)
+
+    def _with_positions(self, found: Visits, transposed: bool) -> Visits:
+        assert found.row is not None
         by, row = self.transpose if transposed else self, found.row.long()
         _, edge = _gather_rows(by.rowptr[:-1][row], by.degree[row], by.num_edges)
         order = by.edge_order if transposed else None
         edge = edge if order is None else order[edge.long()]
-        found = self._visits[transposed] = found._replace(edge=edge.to(found.col.dtype))
-        return found
+        return found._replace(edge=edge.to(found.col.dtype))
 
     def with_self_loops(self) -> Neighbors:
         """Every query that is also a key attends to itself, once: loops there are removed, new ones end the rows.
@@ -165,9 +193,7 @@ class Neighbors:
         Raises:
             ValueError: If heads have patterns of their own, or int32 cannot count the edges.
         """
-        if self._with_self_loops is None:
-            self._with_self_loops = self._make_self_loops()
-        return self._with_self_loops
+        return self._kept("_with_self_loops", self._make_self_loops)
 
     def _make_self_loops(self) -> Neighbors:
         if self.heads > 1:
@@ -325,11 +351,11 @@ class Neighbors:
         if num_queries is None:
             num_queries = int(edge_index.max()) + 1 if edge_index.numel() else 0
         num_keys = num_queries if num_keys is None else num_keys
-        key, query = edge_index
+        key, query = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
         dtype = edge_index.dtype if dtype is None else dtype
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool or dtype not in (torch.int32, torch.int64):
             raise ValueError(f"expected edge_index and dtype int32 or int64, got {edge_index.dtype} and {dtype}")
-        if not torch.compiler.is_compiling():
+        if native.in_memory(key, query):
             edges = key.numel() + min(num_queries, num_keys) * self_loops
             _check_fits(dtype, queries=num_queries, keys=num_keys, edges=edges)
             _check_range("edge_index[0]", key, num_keys)
@@ -465,6 +491,11 @@ class Neighbors:
         """Every query attends to the keys within distance ``r``, nearest first; see `geoattn.ops.radius`."""
         rowptr, col = search.radius(pos, r, batch, query_pos, query_batch, max_neighbors)
         return cls(rowptr, col, pos.size(0))
+
+
+def _normal(x: Tensor) -> Tensor:
+    """No tensor of inference mode."""
+    return x.clone() if x.is_inference() else x
 
 
 def _gather_rows(begin: Tensor, degree: Tensor, num_edges: int) -> tuple[Tensor, Tensor]:

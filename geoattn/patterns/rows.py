@@ -91,9 +91,8 @@ def _begins(row: Tensor, num_rows: int) -> Tensor:
 
 
 def _library(x: Tensor) -> ctypes.CDLL | None:
-    """The compiled kernels, where they can count: not while compiling, nor what is fake."""
-    real = type(x) is Tensor and not torch._C._len_torch_dispatch_stack() and not torch.compiler.is_compiling()
-    return native.library() if x.device.type == "cpu" and real else None
+    """The compiled kernels, where they can count."""
+    return native.library() if x.device.type == "cpu" and native.in_memory(x) else None
 
 
 def _run(function: Callable[..., int], *arguments: tuple[Tensor | int | None, ...]) -> None:

@@ -26,7 +26,8 @@ class Visits(NamedTuple):
 def may_pay(rowptr: Tensor, num_keys: int) -> bool:
     """Whether an order is worth looking for: of these rows, or of their columns."""
     rows = rowptr.numel() - 1
-    return native.library() is not None and rowptr.device.type == "cpu" and rows == num_keys and rows >= MIN_KEYS
+    readable = native.library() is not None and rowptr.device.type == "cpu" and native.in_memory(rowptr)
+    return readable and rows == num_keys and rows >= MIN_KEYS
 
 
 def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:

@@ -7,11 +7,12 @@ import torch
 import torch_geometric.typing
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from geoattn import Neighbors, native
+from geoattn import Neighbors, attend, native
 from geoattn.patterns import adjacency, as_neighbors
 from geoattn.patterns.rows import compress
 
@@ -153,10 +154,11 @@ def test_nothing_is_kept_of_tensors_without_versions():
     assert len(adjacency._made) == before
 
 
-def test_indices_are_as_narrow_as_they_can_be():
+def test_indices_are_as_narrow_as_they_can_be(monkeypatch):
     edge_index = index([(0, 1)])
     assert as_neighbors(edge_index, QUERIES, KEYS).col.dtype == torch.int32
-    assert as_neighbors(edge_index, 2**31, KEYS).col.dtype == torch.int64
+    monkeypatch.setattr(adjacency, "INT32_MAX", 2 * QUERIES)  # as if there were 2^30 queries
+    assert as_neighbors(edge_index.clone(), QUERIES, KEYS).col.dtype == torch.int64
 
 
 def test_patterns_stay_what_they_are():
@@ -182,3 +184,60 @@ def test_errors():
         as_neighbors(EdgeIndex(edge_index, sparse_size=(9, 9)).sort_by("col").values, QUERIES, KEYS)
     with pytest.raises(TypeError, match="sparse matrix or Neighbors, got list"):
         as_neighbors([[0], [1]], QUERIES, KEYS)
+
+
+def under_inference_mode(make):
+    with torch.inference_mode():
+        return make()
+
+
+def under_fake_tensors(make):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return make()
+
+
+def under_vmap(make):
+    found = []
+    torch.vmap(lambda x: found.append(make()) or x)(torch.zeros(2))
+    return found[0]
+
+
+def under_grad(make):
+    found = []
+    torch.func.grad(lambda x: found.append(make()) or x)(torch.tensor(1.0))
+    return found[0]
+
+
+@pytest.mark.parametrize("under", [under_inference_mode, under_fake_tensors, under_vmap, under_grad])
+def test_what_is_kept_belongs_to_no_mode(under):
+    """A pattern made, or first asked for its parts, inside a mode serves training outside of it."""
+    edge_index = index([(0, 1), (4, 2), (1, 1), (0, 6)])
+    expected = as_neighbors(edge_index.clone(), QUERIES, KEYS, self_loops=True)
+    made = under(lambda: as_neighbors(edge_index, QUERIES, KEYS, self_loops=True))
+    assert as_neighbors(edge_index, QUERIES, KEYS, self_loops=True) is made
+    under(lambda: (made.row, made.transpose, made.visits(), made.visits(transposed=True)))
+    built = Neighbors.from_edge_index(edge_index, QUERIES, KEYS)
+    under(lambda: (built.row, built.transpose.row, built.with_self_loops().transpose))
+    for pattern in (made, built.with_self_loops()):
+        kept = [pattern.rowptr, pattern.col, pattern.edge_order, pattern.row, pattern.transpose.col]
+        wanted = [expected.rowptr, expected.col, expected.edge_order, expected.row, expected.transpose.col]
+        for a, b in zip(kept, wanted, strict=True):
+            assert type(a) is torch.Tensor
+            assert not a.is_inference()
+            assert torch._C._has_storage(a)
+            assert torch.equal(a, b)
+
+
+def test_a_pattern_made_in_inference_mode_serves_training():
+    with torch.inference_mode():
+        pattern = Neighbors.knn(torch.rand(20, 3), 4)
+    x = torch.randn(20, 2, 4, requires_grad=True)
+    attend(x, x, x, pattern).sum().backward()
+    assert x.grad is not None
+
+
+def test_an_edge_index_of_pyg_may_be_given_to_the_constructor():
+    edge_index = index([(0, 1), (4, 2), (1, 1)])
+    given = Neighbors.from_edge_index(EdgeIndex(edge_index, sparse_size=(KEYS, QUERIES)), QUERIES, KEYS)
+    assert type(given.col) is torch.Tensor
+    assert_is(given, edge_index)
