@@ -1,7 +1,7 @@
-"""Imports of what is not required, with an error that says what to install."""
+"""Imports of what layers and operators do not need, with an error that says what to install."""
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 # What a wheel needs from the system and does not bring, by the Debian package that has it.
 _DEBIAN = {
@@ -12,17 +12,23 @@ _DEBIAN = {
 }
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import ``module``, which the extra ``extra`` of geoattn installs.
+# Where the name on the package index is not the module's with hyphens.
+_PACKAGES = {"collada": "pycollada"}
+
+
+def require(module: str, extra: str | None = None) -> Any:
+    """Import ``module``, which geoattn or its extra ``extra`` installs.
 
     Raises:
-        ImportError: If it is not installed (the message has the ``pip install`` line), or if a system
-            library it needs is missing (the message has the Debian package).
+        ImportError: If it, or something it imports, is not installed (the message has the ``pip install`` line), or if
+            a system library it needs is missing (the message has the Debian package).
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{module} is not installed; install it with: pip install 'geoattn[{extra}]'") from error
+        missing = (error.name or module).partition(".")[0]
+        package = f"'geoattn[{extra}]'" if extra else _PACKAGES.get(missing, missing.replace("_", "-"))
+        raise ImportError(f"{missing} is not installed; install it with: pip install {package}") from error
     except (ImportError, OSError) as error:
         for library, package in _DEBIAN.items():
             if library in str(error):

@@ -408,7 +408,9 @@ def test_validation_moves_its_batches():
 
 def test_a_resumed_optimizer_is_where_its_model_is(tmp_path, monkeypatch):
     # safetensors' own asks for addresses, which pretended tensors do not have.
-    monkeypatch.setattr(checkpoint, "load_model", lambda model, path: model.load_state_dict(load_file(path)))
+    monkeypatch.setattr(
+        checkpoint.safetensors, "load_model", lambda model, path: model.load_state_dict(load_file(path))
+    )
 
     def trained(device, state):
         model = torch.nn.Linear(3, 1).to(device)

@@ -1,121 +1,131 @@
-"""Imports inside the package point one way: from what solves tasks to what it is made of."""
+"""`import geoattn` needs torch, torch-geometric, numpy and scipy; what needs more says so when it is asked for."""
 
-from __future__ import annotations
+import json
+import subprocess
+import sys
+from importlib import metadata
 
-import ast
-import re
-from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
+from packaging.requirements import Requirement
+
+# Run first: every other installed package is as if it were not.
+REFUSE = """
+import json, sys
+
+class Filtered:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in refused else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+refused = set(json.loads(sys.argv[1]))
+sys.meta_path = [Filtered(finder) for finder in sys.meta_path]
+"""
+LAYERS_AND_OPERATORS = """
+import geoattn, torch, torch_geometric
+from geoattn import Neighbors, Windows, attend, nn, ops
+
+x, pos = torch.randn(20, 8, requires_grad=True), torch.rand(20, 3)
+pattern = Neighbors.knn(pos, 4)
+heads = x.view(20, 2, 4)
+out = attend(heads, heads, heads, pattern) + attend(heads, heads, heads, Windows(torch.tensor([0, 9, 20])))
+out = out.flatten(1)
+edge_index = pattern.to_edge_index()
+for layer in (nn.GATConv(8, 8), nn.GATv2Conv(8, 8), nn.TransformerConv(8, 8)):
+    out = out + layer(x, edge_index)
+model = torch_geometric.nn.GAT(8, 8, 2)
+geoattn.accelerate(model)
+(out + model(x, edge_index)).sum().backward()
+assert x.grad.isfinite().all()
+ops.segment_sum(x, pattern.col[:20], num_segments=20), ops.radius(pos, 0.2), ops.farthest_point_sample(pos, 3)
+Neighbors.k_hop(edge_index, 2), pattern.reorder(), geoattn.patterns.dilated(pattern, 2)
+assert geoattn.backends()["torch"] == "available"
+"""
+# What is asked for, and what the error says of it.
+MISSING = {
+    "geoattn.load('mesh.ply')": "trimesh is not installed; install it with: pip install trimesh",
+    "geoattn.load('scene.dae')": "collada is not installed; install it with: pip install pycollada",
+    "geoattn.save('new.ply', mesh)": "trimesh is not installed; install it with: pip install trimesh",
+    "geoattn.geometry.simplify(mesh.pos, mesh.face, 1)": "pip install fast-simplification",
+    "geoattn.geometry.eigenbasis(mesh.pos, mesh.face, 2, robust=True)": "pip install robust-laplacian",
+    "geoattn.geometry.geodesic_distance(mesh.pos, mesh.face, mesh.face[0])": "pip install potpourri3d",
+    "geoattn.geometry.cached(geoattn.geometry.face_areas, mesh.pos, mesh.face)": "pip install safetensors",
+    "geoattn.data.Bodies(1)[0]": "pip install safetensors",
+    "__import__('geoattn.models.segmentation')": "is not installed; install it with: pip install ",
+    "__import__('geoattn.viz').viz.page(mesh, 'page.html')": "pip install 'geoattn[viz]'",
+}
+READERS = f"""
+import geoattn
 from pathlib import Path
-from typing import NamedTuple
 
-import pytest
-
-ROOT = Path(__file__).parents[1]
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted((ROOT / "geoattn").rglob("*.py"))
-}
-
-# What each part of the package may import besides itself.
-BASE = ["_optional", "_forced", "native"]
-OPERATORS = [*BASE, "geometry", "patterns", "ops.backends", "ops"]
-LAYERS = [*OPERATORS, "nn", "metrics", "train"]
-MAY_IMPORT = {
-    **{name: [] for name in BASE},
-    "geometry": BASE,
-    "patterns": [*BASE, "geometry"],
-    "ops.backends": [*BASE, "geometry", "patterns"],
-    "ops": OPERATORS,
-    "nn": OPERATORS,
-    "metrics": OPERATORS,
-    "train": OPERATORS,
-    "data": [*BASE, "geometry", "patterns"],
-    "viz": [*BASE, "geometry", "data"],
-    "models": [name for name in LAYERS if name != "ops.backends"] + ["data"],
-    "cli": [*LAYERS, "data", "viz", "models", "geoattn"],
-}
-
-
-class Import(NamedTuple):
-    """A line of the package that imports one of its modules, at its top or anywhere below."""
-
-    module: str
-    line: int
-    target: str
-
-    def __str__(self) -> str:
-        return f"{MODULES[self.module].relative_to(ROOT)}:{self.line} imports {self.target}"
-
-
-def imports(module: str, text: str) -> Iterator[Import]:
-    """All imports of modules of the package in the source of one of them."""
-    package = module.split(".") if MODULES[module].name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
-            source = ".".join(filter(None, [base, node.module]))
-            # `from package import name` imports a module of that name, if there is one.
-            targets = [f"{source}.{a.name}" if f"{source}.{a.name}" in MODULES else source for a in node.names]
-        else:
-            continue
-        for target in dict.fromkeys(targets):
-            if target.split(".")[0] in ("geoattn", "tests", "benchmarks", "examples"):
-                yield Import(module, node.lineno, target)
-
-
-def part(module: str) -> str:
-    """The part of the package that a module belongs to, as `MAY_IMPORT` names it."""
-    inside = f"{module.removeprefix('geoattn.')}."
-    return max((name for name in MAY_IMPORT if inside.startswith(f"{name}.")), key=len, default=module)
-
-
-def offending(found: Iterator[Import]) -> list[str]:
-    """What is wrong with some of the imports, in words."""
-    wrong = []
-    for line in found:
-        importer, imported = part(line.module), part(line.target)
-        if importer != imported and line.module != "geoattn" and imported not in MAY_IMPORT.get(importer, []):
-            allowed = ", ".join(MAY_IMPORT.get(importer, [])) or "nothing of the package"
-            wrong.append(f"{line}, but {importer} may import only {allowed}")
-    return wrong
-
-
-def test_imports_point_one_way():
-    wrong = [text for module, path in MODULES.items() for text in offending(imports(module, path.read_text()))]
-    assert not wrong, "\n".join(["imports that point the wrong way:", *wrong])
-
-
-def test_no_modules_import_each_other():
-    """Neither at once nor inside a function, where that would only hide it."""
-    graph = {
-        module: {line.target for line in imports(module, path.read_text())} - {module, "geoattn"}
-        for module, path in MODULES.items()
-    }
+Path("mesh.obj").write_text("v 0 0 0\\nv 1 0 0\\nv 0 1 0\\nv 1 1 1\\nf 1 2 3\\nf 2 3 4\\n")
+header = ["ply", "format ascii 1.0", "element vertex 1", *(f"property float {{x}}" for x in "xyz"), "end_header"]
+Path("mesh.ply").write_text("\\n".join([*header, "0 0 0", ""]))
+Path("scene.dae").write_text("<COLLADA/>")
+mesh = geoattn.load("mesh.obj")  # needs nothing
+for call, message in {MISSING!r}.items():
     try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+        eval(call)
+    except ImportError as error:
+        assert message in str(error), (call, error)
+    else:
+        raise AssertionError(call)
+"""
 
 
-@pytest.mark.parametrize(
-    ("module", "text", "message"),
-    [
-        ("geoattn.geometry.mesh", "def f():\n    from geoattn.patterns import Neighbors", "mesh.py:2 .*geometry may"),
-        ("geoattn.patterns", "from ..ops import knn", "imports geoattn.ops, but patterns may import only _optional"),
-        ("geoattn.patterns.rows", "from geoattn import native, nn", "imports geoattn.nn, but patterns"),
-        ("geoattn.models.segmentation", "import geoattn.ops.backends.cpu", "but models may import"),
-        ("geoattn.ops.edges", "import benchmarks.harness", "imports benchmarks.harness, but ops may"),
-        ("geoattn.nn", "from geoattn import data", "imports geoattn.data, but nn may"),
-    ],
-)
-def test_an_import_the_other_way_is_named(module, text, message):
-    [wrong] = offending(imports(module, text))
-    assert re.search(message, wrong)
+def needed_by(*names):
+    """Distributions and what they depend on here."""
+    found, left = set(), list(names)
+    while left:
+        name = left.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            wanted = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # of another platform
+            continue
+        found.add(name)
+        left += [r.name for r in map(Requirement, wanted) if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
 
 
-def test_other_imports_are_not():
-    text = "from geoattn import native\nfrom .search import knn\nimport torch\nfrom geoattn.geometry import mesh\n"
-    assert not offending(imports("geoattn.geometry", text))
+def run(code, folder):
+    kept = needed_by("torch", "torch-geometric", "numpy", "scipy") | {"geoattn", "setuptools"}
+    refused = [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if not kept & {owner.lower().replace("_", "-") for owner in owners}
+    ]
+    assert {"trimesh", "safetensors", "huggingface_hub"} <= set(refused)
+    command = [sys.executable, "-c", REFUSE + code, json.dumps(refused)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_layers_and_operators_need_torch_and_pyg_alone(tmp_path):
+    run(LAYERS_AND_OPERATORS, tmp_path)
+
+
+def test_what_is_missing_is_said_where_it_is_asked_for(tmp_path):
+    run(READERS, tmp_path)
+
+
+def test_import_brings_in_nothing_but_torch_and_pyg(tmp_path):
+    """Not even scipy's parts, which take longer to import than all of geoattn."""
+    code = """
+import sys, torch_geometric
+before = set(sys.modules)
+import geoattn
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+heavy = {"scipy.sparse", "scipy.spatial", "scipy.special", "geoattn.data", "geoattn.models"} & set(sys.modules)
+assert not heavy, heavy
+assert not new & refused, new & refused
+assert set(geoattn.__all__) <= set(dir(geoattn))
+for name in geoattn.__all__:
+    if name != "models":
+        getattr(geoattn, name)
+"""
+    run(code, tmp_path)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
+
+from geoattn._optional import require
 
 ASSET = Path(__file__).parent.parent / "data" / "assets" / "body.safetensors"
 
@@ -97,7 +98,7 @@ class BodyModel(nn.Module):
     @classmethod
     def load(cls, path: str | Path = ASSET, dtype: torch.dtype = torch.float32) -> BodyModel:
         """Read the model that ships with the library, or another file of the same layout."""
-        with safe_open(str(path), framework="pt") as file:
+        with require("safetensors").safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             facts = json.loads(file.metadata()["facts"])
         return cls(tensors, facts["bones"], facts["phenotypes"], facts["anchors"], dtype)

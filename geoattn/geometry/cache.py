@@ -12,6 +12,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from geoattn._optional import require
+
 # Part of every key: raise it when a cached function changes what it returns for the same arguments.
 _VERSION = 1
 
@@ -60,17 +62,15 @@ def cached(function: Callable[..., Result], *args: object, **kwargs: object) -> 
     Raises:
         TypeError: If an argument is of another type, or the function is a lambda or local to another.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
-
+    safetensors = require("safetensors.torch")
     path = cache_dir() / f"{_key(function, args, kwargs)}.safetensors"
     try:
-        return cast(Result, _unpack(load_file(path)))
-    except (SafetensorError, OSError, KeyError):
+        return cast(Result, _unpack(safetensors.load_file(path)))
+    except (require("safetensors").SafetensorError, OSError, KeyError):
         pass
     tensors = _pack(function(*args, **kwargs))
     try:
-        _write(path, save(tensors))
+        _write(path, safetensors.save(tensors))
     except OSError as error:
         _warn_once(f"cannot keep results in {path.parent} ({error.strerror}); set GEOATTN_CACHE elsewhere")
     return cast(Result, _unpack(tensors))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from geoattn._optional import require
 from geoattn.geometry.mesh import check_mesh, connected_components, edges
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def geodesic_distance(pos: Tensor, face: Tensor, source: Tensor, method: Literal
 def _heat_distance(points: Array, triangles: Array, source: Array) -> Array:
     """Distances [S, V] in one connected component."""
     import numpy as np
-    import potpourri3d
+
+    potpourri3d = require("potpourri3d")
 
     if np.ptp(points, axis=0).max() == 0:
         return np.zeros((len(source), len(points)))

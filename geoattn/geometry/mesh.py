@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geoattn._optional import require
+
 
 class EdgeTopology(NamedTuple):
     """Undirected edges of a mesh and how its faces use them.
@@ -365,8 +367,9 @@ def simplify(pos: Tensor, face: Tensor, faces: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If ``faces`` is less than 1, or the mesh is not one (see :func:`check_mesh`).
     """
-    import fast_simplification
     import numpy as np
+
+    fast_simplification = require("fast_simplification")
 
     check_mesh(pos, face)
     if faces < 1:

@@ -6,8 +6,8 @@ import math
 from functools import lru_cache
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import lpmv
 from torch import Tensor
 
 
@@ -65,5 +65,5 @@ def _harmonics(degree: int, z: np.ndarray, around: np.ndarray) -> np.ndarray:
         order = abs(m)
         size = math.sqrt((2 if m else 1) * math.factorial(degree - order) / math.factorial(degree + order))
         turn = np.cos(m * around) if m >= 0 else np.sin(order * around)
-        columns.append(size * (-1) ** order * lpmv(order, degree, z) * turn)
+        columns.append(size * (-1) ** order * scipy.special.lpmv(order, degree, z) * turn)
     return np.stack(columns, 1)

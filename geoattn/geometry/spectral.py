@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from geoattn._optional import require
 from geoattn.geometry.mesh import check_mesh, nonmanifold_edges
 
 if TYPE_CHECKING:
@@ -108,9 +109,9 @@ def _plain_laplacian(points: Array, triangles: Array) -> tuple[sparse.csr_matrix
 def _robust_laplacian(points: Array, triangles: Array) -> tuple[sparse.csr_matrix, Array] | None:
     """Through ``robust_laplacian``, which must see no face that repeats a vertex and no unused vertex."""
     import numpy as np
-    import robust_laplacian
     from scipy import sparse
 
+    robust_laplacian = require("robust_laplacian")
     a, b, c = triangles.T
     triangles = triangles[(a != b) & (b != c) & (c != a)]
     used, index = np.unique(triangles, return_inverse=True)
@@ -144,8 +145,8 @@ def _point_laplacian(points: Array) -> tuple[sparse.csr_matrix, Array] | None:
 
 def _distinct_point_laplacian(points: Array) -> tuple[sparse.csr_matrix, Array] | None:
     import numpy as np
-    import robust_laplacian
 
+    robust_laplacian = require("robust_laplacian")
     if len(points) < 3:
         return None
     neighbors = min(30, len(points) - 1)
@@ -241,9 +242,8 @@ def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tens
 @lru_cache
 def _thread_pools() -> ThreadpoolController:
     from scipy import linalg  # noqa: F401  (brings its own BLAS, which must be loaded to be found)
-    from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()  # looks through all loaded libraries, so once is enough
+    return require("threadpoolctl").ThreadpoolController()  # looks through all loaded libraries, so once is enough
 
 
 def _component_modes(L: sparse.csr_matrix, mass: Array, k: int) -> tuple[Array, Array]:

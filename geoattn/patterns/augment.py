@@ -19,8 +19,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import csr_array, identity, triu
 from torch import Tensor
 
 from geoattn.patterns.neighbors import Neighbors, _check_fits, _check_range
@@ -81,8 +81,8 @@ def dilated(pattern: Neighbors, dilation: int, steps: int = 1) -> Neighbors:
             raise ValueError(f"{name} must be at least 1, got {number}")
     step = _matrix(pattern)
     count = pattern._num_elements()
-    ring = csr_array(identity(count, dtype=bool, format="csr"))
-    reached, kept = ring, csr_array((count, count), dtype=bool)
+    ring = scipy.sparse.csr_array(scipy.sparse.identity(count, dtype=bool, format="csr"))
+    reached, kept = ring, scipy.sparse.csr_array((count, count), dtype=bool)
     for distance in range(1, dilation * steps + 1):
         ring = ring @ step
         ring.sort_indices()
@@ -125,7 +125,7 @@ def random_edges(
     node = np.arange(count)
     first = np.concatenate([[0], np.cumsum(end - node - 1)])
     graph = _matrix(pattern)
-    joined = triu(graph + graph.T, k=1, format="csr")
+    joined = scipy.sparse.triu(graph + graph.T, k=1, format="csr")
     row, col = np.repeat(node, np.diff(joined.indptr)), joined.indices.astype(np.int64)
     if np.any(col >= end[row]):
         edge = int(np.argmax(col >= end[row]))
@@ -146,7 +146,7 @@ def random_edges(
     low = np.searchsorted(first, pair, side="right") - 1
     high = pair - first[low] + low + 1
     ones = np.ones(2 * len(pair), dtype=bool)
-    both = csr_array((ones, (np.concatenate([low, high]), np.concatenate([high, low]))), (count, count))
+    both = scipy.sparse.csr_array((ones, (np.concatenate([low, high]), np.concatenate([high, low]))), (count, count))
     return _pattern(both, pattern.col.dtype, pattern.col.device)
 
 
@@ -183,8 +183,10 @@ def global_nodes(nodes: Tensor, num_nodes: int, batch: Tensor | None = None) -> 
     chosen = index.cpu().numpy()
     size = len(ptr) - 1
     sample = np.repeat(np.arange(size), np.diff(ptr))
-    member = csr_array((np.ones(num_nodes, dtype=bool), sample, np.arange(num_nodes + 1)), (num_nodes, size))
-    of_sample = csr_array((np.ones(len(chosen), dtype=bool), (sample[chosen], chosen)), (size, num_nodes))
+    member = scipy.sparse.csr_array(
+        (np.ones(num_nodes, dtype=bool), sample, np.arange(num_nodes + 1)), (num_nodes, size)
+    )
+    of_sample = scipy.sparse.csr_array((np.ones(len(chosen), dtype=bool), (sample[chosen], chosen)), (size, num_nodes))
     to_global = member @ of_sample
     to_global.sort_indices()
     both = to_global + to_global.T.tocsr()
@@ -193,18 +195,18 @@ def global_nodes(nodes: Tensor, num_nodes: int, batch: Tensor | None = None) -> 
     return _pattern(both, index.dtype, index.device)
 
 
-def _matrix(pattern: Neighbors) -> csr_array:
+def _matrix(pattern: Neighbors) -> scipy.sparse.csr_array:
     """As a boolean matrix of its own memory, sorted and without duplicates."""
     if pattern.heads > 1:
         raise ValueError(f"expected a pattern that all heads share, got {pattern}")
     rowptr, col = pattern.rowptr.cpu().numpy(), pattern.col.cpu().numpy()
     size = pattern.num_queries, pattern.num_keys
-    matrix = csr_array((np.ones(len(col), dtype=bool), col, rowptr), size, copy=True)
+    matrix = scipy.sparse.csr_array((np.ones(len(col), dtype=bool), col, rowptr), size, copy=True)
     matrix.sum_duplicates()
     return matrix
 
 
-def _pattern(matrix: csr_array, dtype: torch.dtype, device: torch.device) -> Neighbors:
+def _pattern(matrix: scipy.sparse.csr_array, dtype: torch.dtype, device: torch.device) -> Neighbors:
     """Of the entries of a matrix without duplicates."""
     matrix.sort_indices()
     _check_fits(dtype, queries=matrix.shape[0], keys=matrix.shape[1], edges=matrix.nnz)

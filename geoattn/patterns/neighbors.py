@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import scipy  # which loads its parts where they are used: importing them all would take longer than the rest of geoattn
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
@@ -311,8 +310,8 @@ class Neighbors:
         _check_fits(torch.int32, edges=2 * self.num_edges)  # scipy's limit; both directions are edges
         rowptr = self.rowptr[:: self.heads].cpu().to(torch.int32).numpy()
         col = (self.col // self.heads).cpu().to(torch.int32).numpy()
-        graph = csr_array((np.ones(self.num_edges, dtype=bool), col, rowptr), (count, count))
-        order = reverse_cuthill_mckee(graph, symmetric_mode=False)
+        graph = scipy.sparse.csr_array((np.ones(self.num_edges, dtype=bool), col, rowptr), (count, count))
+        order = scipy.sparse.csgraph.reverse_cuthill_mckee(graph, symmetric_mode=False)
         return torch.from_numpy(order.astype(np.int64)).to(self.col.device)
 
     def to_edge_index(self) -> Tensor:
@@ -448,7 +447,7 @@ class Neighbors:
         source, target = edge_index.cpu().numpy()
         loops = np.arange(num_nodes)
         ones = np.ones(len(source) + num_nodes, dtype=bool)
-        step = csr_array(
+        step = scipy.sparse.csr_array(
             (ones, (np.concatenate([target, loops]), np.concatenate([source, loops]))), (num_nodes, num_nodes)
         )
         reached = step

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
+from geoattn._optional import require
 from geoattn.train.config import TrainConfig, TrainResult
+
+safetensors = require("safetensors.torch")
 
 FIELDS = ("epoch", "step", "minutes", "best_epoch", "best_value", "history")
 
@@ -55,13 +57,13 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainResult,
     elif (config := _config(model)) is not None:
         (new / "config.json").write_text(json.dumps(config, indent=2))
     if not (new / "model.safetensors").exists():
-        save_model(model, str(new / "model.safetensors"))
+        safetensors.save_model(model, str(new / "model.safetensors"))
     tensors = {
         f"{index}.{name}": value.contiguous()
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    save_file(tensors, new / "optimizer.safetensors")
+    safetensors.save_file(tensors, new / "optimizer.safetensors")
     trainer = {field: getattr(state, field) for field in FIELDS}
     trainer["random"] = "seeded at each epoch from (config.seed, epoch, process)"
     trainer["run"] = run
@@ -88,9 +90,9 @@ def restore(state: TrainResult, model: nn.Module, optimizer: torch.optim.Optimiz
         )
     for field in FIELDS:
         setattr(state, field, trainer[field])
-    load_model(model, last / "model.safetensors")
+    safetensors.load_model(model, last / "model.safetensors")
     tensors: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(last / "optimizer.safetensors").items():
+    for key, value in safetensors.load_file(last / "optimizer.safetensors").items():
         index, name = key.split(".", 1)
         tensors.setdefault(int(index), {})[name] = value.clone()  # the file is mapped, and will be deleted
     optimizer.load_state_dict({**optimizer.state_dict(), "state": tensors})

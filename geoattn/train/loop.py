@@ -1,25 +1,30 @@
 """The training loop: AdamW, warmup and cosine, checkpoints, exact resume, one process or several."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
+from geoattn._optional import require
 from geoattn.train import checkpoint
 from geoattn.train.config import Loss, Metric, Samples, TrainConfig, TrainResult
 from geoattn.train.optim import adamw, schedule
 from geoattn.train.plot import write_history
 from geoattn.train.randomness import own_random_state, seed_all
 from geoattn.train.validate import negative, validate
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 KEPT = "the last checkpoint is as it was before"
 
@@ -77,7 +82,7 @@ def fit(
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets these two
         nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        fabric = Fabric(accelerator=device, devices=processes, num_nodes=max(nodes, 1))
+        fabric = require("lightning_fabric").Fabric(accelerator=device, devices=processes, num_nodes=max(nodes, 1))
     fabric.launch()
     state = TrainResult(Path(folder))
     was_training = model.training

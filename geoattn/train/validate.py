@@ -1,15 +1,19 @@
 """Validation: metrics over a whole set, by all processes together."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 from torch_geometric.loader import DataLoader
 
 from geoattn.train.config import Loss, Metric, Samples, Sums, TrainConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import fast_simplification
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch_geometric.data import Data, Dataset
 
+from geoattn._optional import require
 from geoattn.data.datasets.body_poses import Skeleton, random_angles
 from geoattn.geometry import vertex_normals
 from geoattn.geometry.body import BodyModel
@@ -179,6 +179,7 @@ class Bodies(Dataset):
             Positions [V, 3], faces [F, 3] and the share of each body part in each vertex [V, 8].
 
         """
+        fast_simplification = require("fast_simplification")
         target = round(self.faces * rng.uniform(0.85, 1.15))
         # The simplifier's tolerances are absolute, so children and giants are brought to one size first.
         scale = 0.024 / _edge_lengths(vertices, self.surface).mean()

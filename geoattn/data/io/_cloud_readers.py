@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from ..._optional import require
+from geoattn._optional import require
+
 from ._check import Array, Arrays, check_zip, unpacked_limit
 
 
@@ -94,11 +95,11 @@ def read_las(path: Path) -> Arrays:
 
     The classification becomes ``label``, the intensity ``scalar``, unless they are zero everywhere.
     """
-    import laspy
-
+    laspy = require("laspy")
     raw = path.read_bytes()
     points = _check_las(raw)
     if raw[104] & 0xC0:
+        require("lazrs")
         raw = _in_child(_UNPACK_LAZ, raw)
     las = laspy.read(BytesIO(raw))
     if len(las.points) != points:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from geoattn._optional import require
+
 from ._check import Array, Arrays, check_face, fan, per_vertex, unit_color
 
 # ----------------------------------------------------------------------------- obj
@@ -117,7 +119,7 @@ def read_ply(path: Path) -> Arrays:
     elements, is_ascii = _check_ply(raw)
     if "tristrips" in elements:
         raise ValueError("triangle strips are not supported; save it with faces")
-    from trimesh.exchange.ply import load_ply
+    load_ply = require("trimesh.exchange.ply").load_ply
 
     try:
         loaded = load_ply(BytesIO(raw), fix_texture=False, skip_materials=True)["metadata"]["_ply_raw"]
@@ -209,7 +211,7 @@ def _ply_columns(loaded: Any, name: str, elements: dict[str, tuple[int, list[lis
 
 def _read_mixed_ply(raw: bytes, elements: dict[str, tuple[int, list[list[str]]]]) -> Arrays:
     """Binary PLY with polygons of several sizes; meshio reads it if its faces have no other property."""
-    import meshio.ply._ply as meshio_ply
+    meshio_ply = require("meshio.ply._ply")
 
     count, properties = elements.get("face", (0, []))
     names = [p[0] for p in properties]
@@ -300,7 +302,7 @@ def _integers(values: Array, name: str) -> Array:
 
 def read_stl(path: Path) -> Arrays:
     """STL, binary or ASCII, through trimesh. Every triangle has vertices of its own, as in the file."""
-    from trimesh.exchange.stl import load_stl
+    load_stl = require("trimesh.exchange.stl").load_stl
 
     raw = path.read_bytes()
     binary = len(raw) >= 84 and len(raw) == 84 + 50 * int.from_bytes(raw[80:84], "little")
@@ -333,7 +335,7 @@ def read_stl(path: Path) -> Arrays:
 
 def read_off(path: Path) -> Arrays:
     """OFF and COFF through trimesh; colours, which it skips, from the vertex lines."""
-    from trimesh.exchange.off import load_off
+    load_off = require("trimesh.exchange.off").load_off
 
     raw = path.read_bytes()
     text = raw.decode(errors="replace")

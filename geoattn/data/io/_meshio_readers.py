@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geoattn._optional import require
+
 from ._check import Array, Arrays, check_xml, fan, unit_color, unpacked_limit
 
 _POLYGONS = {"triangle": 3, "triangle6": 3, "triangle7": 3, "quad": 4, "quad8": 4, "quad9": 4}
@@ -19,14 +21,13 @@ _NO_SURFACE = {"vertex", "line", "line3", "line4"}
 
 def read_msh(path: Path) -> Arrays:
     """Gmsh MSH 2.2, 4.0 and 4.1 through meshio."""
-    import meshio.gmsh
-
+    gmsh = require("meshio.gmsh")
     raw = path.read_bytes()
     for section in (b"MeshFormat", b"Nodes", b"Elements"):
         if not re.search(rb"^\$End%s\s*$" % section, raw, re.MULTILINE):
             raise ValueError(f"section ${section.decode()} is missing or cut off")
     declared = (_check_msh_section(raw, b"Nodes"), _check_msh_section(raw, b"Elements"))
-    mesh = meshio.gmsh.read(str(path))
+    mesh = gmsh.read(str(path))
     found = (len(mesh.points), sum(len(block.data) for block in mesh.cells))
     if found != declared:
         raise ValueError(f"{found} of {declared} nodes and elements were read")
@@ -93,8 +94,7 @@ def _check_msh_section(raw: bytes, section: bytes) -> int:
 
 def read_vtk(path: Path) -> Arrays:
     """Legacy VTK with an unstructured grid, through meshio."""
-    import meshio.vtk
-
+    vtk = require("meshio.vtk")
     raw = path.read_bytes()
     dataset = re.search(rb"^DATASET[ \t]+(\S+)", raw, re.MULTILINE | re.IGNORECASE)
     if not raw.startswith(b"# vtk DataFile Version") or dataset is None:
@@ -107,7 +107,7 @@ def read_vtk(path: Path) -> Arrays:
         if numbers and max(numbers) > len(raw):
             raise ValueError(f"{line[0].decode(errors='replace').strip()!r} announces more than the file holds")
         sizes.setdefault(line[1].upper(), numbers)
-    mesh = meshio.vtk.read(str(path))
+    mesh = vtk.read(str(path))
     num_cells = sum(len(block.data) for block in mesh.cells)
     declared_cells = (sizes.get(b"CELL_TYPES") or [0])[0]
     if len(mesh.points) != sizes[b"POINTS"][0] or num_cells != declared_cells:
@@ -121,15 +121,14 @@ def read_vtk(path: Path) -> Arrays:
 
 def read_vtu(path: Path) -> Arrays:
     """VTK XML unstructured grid through meshio."""
-    import meshio.vtu
-
+    vtu = require("meshio.vtu")
     raw = path.read_bytes()
     check_xml(raw)
     announced = [int(n) for n in re.findall(rb"NumberOf(?:Points|Cells)\s*=\s*[\"'](\d+)", raw)]
     if max(announced, default=0) > unpacked_limit(len(raw)):
         raise ValueError("it announces more than the file can hold")
     with _bounded_decompression(unpacked_limit(len(raw))):
-        mesh = meshio.vtu.read(str(path))
+        mesh = vtu.read(str(path))
     cells = [int(n) for n in re.findall(rb"NumberOfCells\s*=\s*[\"'](\d+)", raw)]
     if sum(len(block.data) for block in mesh.cells) != sum(cells):
         raise ValueError(f"{sum(len(block.data) for block in mesh.cells)} of {sum(cells)} cells were read")
@@ -156,8 +155,7 @@ def _bounded_decompression(limit: int) -> Iterator[None]:
     import zlib
     from unittest.mock import patch
 
-    import meshio.vtu._vtu as vtu
-
+    vtu = require("meshio.vtu._vtu")
     left = [limit]
     bounded_zlib, bounded_lzma = _Bounded(zlib.decompressobj, left), _Bounded(lzma.LZMADecompressor, left)
     with patch.object(vtu, "zlib", bounded_zlib), patch.object(vtu, "lzma", bounded_lzma):

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from geoattn._optional import require
+
 from ._check import (
     MAX_INSTANCES,
     MAX_SCENE_VERTICES,
@@ -154,7 +156,7 @@ def _gltf_buffers(buffers: list[dict[str, Any]], path: Path, chunk: bytes) -> li
 
 def read_3mf(path: Path) -> Arrays:
     """3MF through trimesh, in the unit of the file."""
-    from lxml import etree
+    etree = require("lxml.etree")
 
     raw = path.read_bytes()
     check_zip(raw)
@@ -188,7 +190,7 @@ def read_3mf(path: Path) -> Arrays:
 
 def _flatten(file: BytesIO, file_type: str, instances: int | None = None) -> Arrays:
     """Load a scene through trimesh and put its geometries in world coordinates."""
-    import trimesh
+    trimesh = require("trimesh")
 
     scene = trimesh.load_scene(file, file_type=file_type, process=False)
     nodes = [(name, *scene.graph[name]) for name in scene.graph.nodes_geometry]
@@ -260,8 +262,8 @@ def _place(arrays: Arrays, matrix: Array) -> Arrays:
 
 def read_dae(path: Path) -> Arrays:
     """COLLADA through pycollada, which keeps the vertices of the file (trimesh makes three per triangle)."""
-    import collada
-    from lxml import etree
+    collada = require("collada")
+    etree = require("lxml.etree")
 
     raw = path.read_bytes()
     check_xml(raw)
@@ -313,7 +315,7 @@ def _breaks_geometry(error: Exception) -> bool:
 
 def _collada_arrays(bound: Any) -> Arrays | None:
     """Vertices and triangles of one placed geometry; its primitives mostly share their vertices."""
-    import collada
+    collada = require("collada")
 
     pos: list[Array] = []
     face: list[Array] = []

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch_geometric.data import Data
 
+from geoattn._optional import require
+
 from ..palette import label_colors, scalar_colors
 from ._check import Array, check_face
 
@@ -150,7 +152,7 @@ def _check_format(extension: str, mesh: _Mesh) -> None:
 
 def _trimesh(mesh: _Mesh) -> Any:
     """The mesh as trimesh's object, with colours but without attributes. A cloud is a mesh without faces."""
-    import trimesh
+    trimesh = require("trimesh")
 
     face = np.empty((0, 3), dtype=np.int64) if mesh.face is None else mesh.face
     normal = mesh.data.get("normal")
@@ -169,7 +171,7 @@ def _attributes(values: dict[str, Array]) -> dict[str, Array]:
 
 
 def _write_ply(path: Path, mesh: _Mesh) -> None:
-    from trimesh.exchange.ply import export_ply
+    export_ply = require("trimesh.exchange.ply").export_ply
 
     built = _trimesh(mesh)
     built.vertex_attributes.update(_attributes(mesh.vertex))
@@ -178,13 +180,13 @@ def _write_ply(path: Path, mesh: _Mesh) -> None:
 
 
 def _write_stl(path: Path, mesh: _Mesh) -> None:
-    from trimesh.exchange.stl import export_stl
+    export_stl = require("trimesh.exchange.stl").export_stl
 
     path.write_bytes(export_stl(_trimesh(mesh)))
 
 
 def _write_glb(path: Path, mesh: _Mesh) -> None:
-    import trimesh
+    trimesh = require("trimesh")
 
     if mesh.face is None:
         built = trimesh.PointCloud(mesh.pos, colors=mesh.vertex.get("color"))
@@ -228,7 +230,7 @@ def _write_xyz(path: Path, mesh: _Mesh) -> None:
 
 
 def _write_meshio(path: Path, mesh: _Mesh) -> None:
-    import meshio
+    meshio = require("meshio")
 
     # A cloud is a grid of single-vertex cells, as in ParaView.
     cells = [("vertex", np.arange(len(mesh.pos))[:, None])] if mesh.face is None else [("triangle", mesh.face)]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from geoattn.geometry.search.points import Hits, Places, Points, places, rows_of_keys, squared_distance
@@ -44,11 +44,11 @@ def radius(points: Points, limit: float) -> tuple[Tensor, Tensor]:
     """All keys within the squared distance ``limit`` of every query."""
     found = places(points)
     tree, query, diameter = _tree(points, found)
-    pairs = cKDTree(query).sparse_distance_matrix(tree, _reach(limit, diameter), output_type="ndarray")
+    pairs = scipy.spatial.cKDTree(query).sparse_distance_matrix(tree, _reach(limit, diameter), output_type="ndarray")
     return _exact(points, found, pairs["i"], pairs["j"], limit, None)
 
 
-def _tree(points: Points, found: Places) -> tuple[cKDTree, np.ndarray, float]:
+def _tree(points: Points, found: Places) -> tuple[scipy.spatial.cKDTree, np.ndarray, float]:
     """One tree for all samples, which stand apart in one more dimension; the queries; and what is far enough."""
     query = points.key if points.query is None else points.query
     both = torch.cat([found.pos, query.double()])
@@ -56,7 +56,7 @@ def _tree(points: Points, found: Places) -> tuple[cKDTree, np.ndarray, float]:
     apart = 2 * diameter + 1
     key = torch.cat([found.pos, found.sample.unsqueeze(1) * apart], 1)
     query = torch.cat([query.double(), points.query_samples().unsqueeze(1) * apart], 1)
-    return cKDTree(key.numpy()), query.numpy(), diameter
+    return scipy.spatial.cKDTree(key.numpy()), query.numpy(), diameter
 
 
 def _reach(limit: float, diameter: float) -> float:

@@ -1,16 +1,22 @@
 """SurfaceTransformer: which part of a mesh each of its faces, vertices or edges belongs to."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from geoattn._optional import require
 from geoattn.data.transforms import CHANNELS, ELEMENTS, Element
 from geoattn.nn.latents import LatentAttention, feed_forward
 from geoattn.nn.surface import SurfaceAttention
 from geoattn.patterns import Neighbors, Windows
+
+if TYPE_CHECKING:
+    from huggingface_hub import PyTorchModelHubMixin
+else:
+    PyTorchModelHubMixin = require("huggingface_hub").PyTorchModelHubMixin
 
 
 @dataclass(frozen=True)
