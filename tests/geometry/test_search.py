@@ -14,6 +14,7 @@ from geoattn.geometry.search import compiled, scipy_tree, torch_tree
 from geoattn.ops import farthest_point_sample, knn, radius
 
 IMPLEMENTATIONS = [scipy_tree, torch_tree] + ([compiled] if native.library() is not None else [])
+CHOOSE = search._implementation
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit(".")[-1], scope="module")
@@ -151,6 +152,7 @@ def test_neighbors_do_not_depend_on_the_order_of_queries(implementation, pos, ra
 
 @pytest.mark.skipif(native.library() is None, reason="needs the compiled kernels")
 def test_a_forced_backend_searches(monkeypatch):
+    monkeypatch.setattr(search, "_implementation", CHOOSE)  # the fixture of other tests may be alive
     pos = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
     expected = [knn(pos, 5), radius(pos, 0.2)], farthest_point_sample(pos, 50)
     monkeypatch.setattr(compiled, "_library", lambda: pytest.fail("the compiled kernels ran"))
