@@ -14,7 +14,7 @@ LAYERS = [x for x in vars(geoattn.nn.graph).values() if isinstance(x, type) and 
 
 for module in [module for name, module in sys.modules.items() if name.startswith("torch_geometric.")]:
     for layer in LAYERS:
-        if getattr(module, layer.__name__, None) is layer.peer and module.__name__ != layer.peer.__module__:
+        if getattr(module, layer.__name__, None) is layer.pyg_layer and module.__name__ != layer.pyg_layer.__module__:
             setattr(module, layer.__name__, layer)
 
 

@@ -69,14 +69,14 @@ def accelerate(model: nn.Module) -> Acceleration:
     changed, left = {}, {}
     for name, layer in _layers(model):
         kind = type(layer)
-        ours = next((ours for ours in _LAYERS if ours.peer is kind), None)
+        ours = next((ours for ours in _LAYERS if ours.pyg_layer is kind), None)
         if ours is not None:
             layer.__class__ = ours
             changed[name] = kind.__name__
         elif isinstance(layer, DropIn):
             left[name] = "is geoattn's already"
         else:
-            parent = next((ours.peer.__name__ for ours in _LAYERS if isinstance(layer, ours.peer)), None)
+            parent = next((ours.pyg_layer.__name__ for ours in _LAYERS if isinstance(layer, ours.pyg_layer)), None)
             subclass = f"{kind.__name__} is a subclass of {parent}, which may compute something else"
             left[name] = f"geoattn has no {kind.__name__}" if parent is None else subclass
     return Acceleration(changed, left)
@@ -95,7 +95,7 @@ def restore(model: nn.Module) -> Acceleration:
     for name, layer in _layers(model):
         kind = type(layer)
         if kind in _LAYERS:
-            layer.__class__ = kind.peer
+            layer.__class__ = kind.pyg_layer
             changed[name] = kind.__name__
         else:
             left[name] = f"{kind.__name__} is not one of geoattn's"

@@ -6,54 +6,89 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.nn.aggr import Aggregation, SumAggregation
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import add_self_loops, is_sparse, remove_self_loops
+from torch_geometric.utils.loop import compute_loop_attr
 
+from geoattn.nn.graph._linears import any_hooks
 from geoattn.ops import attend, attention_weights
+from geoattn.ops.backends.modes import transforms_active
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
-_HOOKS = ("propagate", "message", "aggregate", "edge_update")
-_OVERRIDABLE = ("message", "aggregate", "update", "edge_update", "get_attention")
+_HOOKS = tuple(
+    f"_{name}_forward_{when}hooks"
+    for name in ("propagate", "message", "aggregate", "edge_update")
+    for when in ("", "pre_")
+)
+_METHODS = ("message", "aggregate", "update", "edge_update", "get_attention")
+_LOOPS = ("propagate", "edge_updater")  # over edges
 
 
 class DropIn(MessagePassing):
     """A layer of PyG that does not write its messages down.
 
-    Whoever needs the messages gets them: PyG's own path runs, with the same numbers, while an explainer is at work,
-    while a hook on messages is registered, with another aggregation or flow, in subclasses with messages of their own,
-    and while tracing for TorchScript or ONNX. `torch.jit.script` compiles PyG's layer.
+    Whoever needs the messages gets them. PyG's own path runs, with the same numbers:
+
+    - while an explainer is at work, and while hooks on messages or on their aggregation, or on all modules, see them;
+    - with another aggregation or flow, and where a subclass or the layer itself has methods of its own for messages;
+    - under the transforms of `torch.func` and in forward-mode differentiation;
+    - while tracing for TorchScript or ONNX. `torch.jit.script` compiles PyG's layer.
     """
 
-    peer: ClassVar[type[MessagePassing]]  # PyG's layer
-    aggregations: ClassVar[tuple[Any, ...]] = ("add", "sum")  # those it has kernels for
+    pyg_layer: ClassVar[type[MessagePassing]]
+    aggregations: ClassVar[tuple[type[Aggregation], ...]] = (SumAggregation,)  # the modules that it stands for
+    _methods: ClassVar[tuple[tuple[str, Any], ...]]  # PyG's, as they were when geoattn was imported
+    _has_own_loops: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if hasattr(cls, "peer") and "peer" not in cls.__dict__:  # of a user, with messages of any signature
-            cls.propagate = cls._orig_propagate = cls._jinja_propagate = MessagePassing.propagate
-            cls.edge_updater = cls._orig_edge_updater = cls._jinja_edge_updater = MessagePassing.edge_updater
+        if "pyg_layer" in cls.__dict__:
+            cls._methods = tuple((name, getattr(cls, name)) for name in _METHODS if hasattr(cls, name))
+        elif hasattr(cls, "pyg_layer"):  # of a user, with messages of any signature
+            for name in _LOOPS:
+                if name in cls.__dict__:
+                    cls._has_own_loops = True
+                else:
+                    for attribute in (name, f"_orig_{name}", f"_jinja_{name}"):
+                        setattr(cls, attribute, getattr(MessagePassing, name))
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
         """PyG generates code for each class from the source of its forward; ours inherit what it makes for theirs."""
-        _bare(self.peer)
+        _bare(self.pyg_layer)
 
     def _messages_needed(self, *x: Tensor | None) -> bool:
-        """Whether PyG's own path must run."""
-        return (
-            bool(self.explain)
-            or self.aggr not in self.aggregations
-            or self.flow != "source_to_target"
-            or any(getattr(self, f"_{name}_forward{when}hooks") for name in _HOOKS for when in ("_", "_pre_"))
-            or any(getattr(type(self), name, None) is not getattr(self.peer, name, None) for name in _OVERRIDABLE)
+        """Whether PyG's own path must run; called for every pass, so it has to be quick."""
+        own, cls = self.__dict__, type(self)
+        aggregators = self._aggregators()
+        return bool(
+            own["_explain"]
+            or transforms_active()
+            or own["flow"] != "source_to_target"
+            or tuple(map(type, aggregators)) != self.aggregations
+            or any_hooks(*aggregators)
+            or any([own[hooks] for hooks in _HOOKS])
+            or any([name in own or getattr(cls, name) is not method for name, method in self._methods])
+            or cls._has_own_loops
+            or any([name in own and not self._is_pygs(name) for name in _LOOPS])
             or torch.jit.is_tracing()  # type: ignore[attr-defined]
             or torch.onnx.is_in_onnx_export()
-            or any(part is not None and part.dim() != 2 for part in x)  # PyG says what is wrong
+            or any([part is not None and part.dim() != 2 for part in x])  # PyG says what is wrong
         )
+
+    def _aggregators(self) -> tuple[Any, ...]:
+        return (self.aggr_module,)
+
+    def _is_pygs(self, name: str) -> bool:
+        """Whether what the layer itself has under ``name`` is what PyG leaves there after an explanation."""
+        function = getattr(self.__dict__[name], "__func__", None)
+        return any(function is getattr(type(self), f"{kind}_{name}", None) for kind in ("_orig", "_jinja"))
 
     def __prepare_scriptable__(self) -> MessagePassing:
         """What `torch.jit.script` compiles."""
-        layer = _bare(self.peer)
+        layer = _bare(self.pyg_layer)
         inspector = layer.inspector  # knows classes by their names, and ours has the same
         layer.__dict__.update(self.__dict__, inspector=inspector)
         return layer
@@ -76,14 +111,18 @@ class AttentionDropIn(DropIn):
     """A layer with heads of attention that can return its weights.
 
     Besides the kinds of ``edge_index`` that PyG takes, these layers take `geoattn.Neighbors`; ``edge_attr`` is then in
-    the order of the ``edge_index`` that the pattern was built from, or else of its ``col``. PyG's own path runs for
+    the order of the ``edge_index`` that the pattern was built from, or else of its ``col``. Where there are fewer
+    sources than targets, loops are added for the first of them, with and without ``edge_attr``. PyG's own path runs for
     what `DropIn` says, for attention weights that dropout applies to or that are wanted as a sparse matrix, and for
     what PyG refuses.
     """
 
-    def _steps_back(self, edge_index: Adjacency, features: Tensor | None, weights: bool, *x: Tensor | None) -> bool:
-        """Whether PyG's own path must run."""
+    def _pygs_path_needed(
+        self, edge_index: Adjacency, features: Tensor | None, weights: bool, *x: Tensor | None
+    ) -> bool:
         dropout = self.dropout if self.training else 0.0
+        if features is None and not weights:
+            return self._messages_needed(*x) or dropout >= 1
         sparse = not isinstance(edge_index, Neighbors) and is_sparse(edge_index)
         loops = getattr(self, "add_self_loops", False)
         return (
@@ -93,27 +132,29 @@ class AttentionDropIn(DropIn):
             or (sparse and loops and features is not None)
         )
 
-    def _heads(self, *features: Tensor) -> list[Tensor]:
-        """Each as ``[N, H, C]``."""
-        return [x.view(-1, self.heads, self.out_channels) for x in features]
+    def _heads(self, x: Tensor) -> Tensor:
+        """As ``[N, H, C]``."""
+        return x.view(-1, self.heads, self.out_channels)
 
     def _edge_features(self, edge_index: Adjacency, edge_attr: Tensor, pattern: Neighbors) -> Tensor:
         """Features ``[E, F]`` in the order of the pattern, those of loops made as ``fill_value`` says."""
-        if getattr(self, "add_self_loops", False):
-            index, edge_attr = remove_self_loops(as_edge_index(edge_index), edge_attr)
-            loops = min(pattern.num_queries, pattern.num_keys)
-            _, edge_attr = add_self_loops(index, edge_attr, fill_value=self.fill_value, num_nodes=loops)
         edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
-        return edge_attr if pattern.edge_order is None else pattern.reorder_edges(edge_attr)
+        order = pattern.edge_order
+        if order is not None and getattr(self, "add_self_loops", False):
+            edge_index = as_edge_index(edge_index)
+            source, target = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+            is_loop = source == target
+            # What targets get for their loop is made of their other edges: loops go to one target more.
+            others = torch.stack([source, target.masked_fill(is_loop, pattern.num_queries)])
+            of_loops = compute_loop_attr(others, edge_attr, pattern.num_queries + 1, False, self.fill_value)
+            num_loops = min(pattern.num_queries, pattern.num_keys)
+            loops = torch.arange(num_loops, device=order.device) + edge_attr.size(0)
+            order = torch.cat([is_loop.logical_not().nonzero().squeeze(1), loops]).index_select(0, order)
+            edge_attr = torch.cat([edge_attr, of_loops[:num_loops]])
+        return edge_attr if order is None else edge_attr.index_select(0, order)
 
     def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        pattern: Neighbors,
-        weights: bool,
-        **terms: Any,
+        self, query: Tensor, key: Tensor, value: Tensor, pattern: Neighbors, weights: bool, **terms: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Joined heads ``[N, H * C]``, or their mean ``[N, C]``; and the weights ``[E, H]`` if asked for."""
         dropout = self.dropout if self.training else 0.0

@@ -8,7 +8,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
-from geoattn.nn.graph._linears import projected, scores
+from geoattn.nn.graph._linears import scores, scores_of_edges
 from geoattn.patterns import Adjacency
 
 
@@ -20,11 +20,11 @@ class GATConv(AttentionDropIn, pyg.GATConv):
         a_s^\top W x_j + a_t^\top W x_i + a_e^\top W_e e_{ij}\bigr) \, W x_j
 
     Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.GATConv`, whose
-    documentation applies; see `AttentionDropIn` for when PyG's own path runs. Of edges, and of targets with inputs of
-    their own, only the scores are made, as :math:`(W^\top a)^\top x`, and not the heads.
+    documentation applies; see `AttentionDropIn` for when PyG's own path runs. Of edges only the scores are made, as
+    :math:`(W_e^\top a_e)^\top e_{ij}`, and not the heads.
     """
 
-    peer = pyg.GATConv
+    pyg_layer = pyg.GATConv
 
     def forward(
         self,
@@ -38,26 +38,25 @@ class GATConv(AttentionDropIn, pyg.GATConv):
         source, target = (x, x) if isinstance(x, Tensor) else x
         features = None if self.lin_edge is None else given_features(edge_index, edge_attr)
         weights = bool(return_attention_weights)
-        if self._steps_back(edge_index, features, weights, source, target):
+        if self._pygs_path_needed(edge_index, features, weights, source, target):
             return super().forward(x, as_edge_index(edge_index), edge_attr, size, return_attention_weights)
 
         pattern = self._pattern(edge_index, source, target, size)
+        res = None if target is None or self.res is None else self.res(target)
         lin_src, lin_dst = (self.lin_src, self.lin_dst) if self.lin is None else (self.lin, self.lin)
-        shared = target is source and lin_src is lin_dst
-        value, key, *queries = projected(source, lin_src, self.att_src, *[self.att_dst] * shared)
-        if shared:
-            (query,) = queries
-        elif target is None:
+        value = lin_src(source)
+        if target is None:
+            (key,) = scores(value, self.att_src)
             query = key.new_zeros(pattern.num_queries, self.heads, 1)
+        elif target is source and lin_src is lin_dst:
+            key, query = scores(value, self.att_src, self.att_dst)
         else:
-            query = scores(target, lin_dst, self.att_dst)
+            (key,), (query,) = scores(value, self.att_src), scores(lin_dst(target), self.att_dst)
         edge = None
         if features is not None:
-            edge = scores(self._edge_features(edge_index, features, pattern), self.lin_edge, self.att_edge)
-        ones = key.new_ones(self.heads, 1)
-        terms = {"att": ones, "negative_slope": self.negative_slope, "edge_key": edge}
-        out, found = self._attend(query, key, value, pattern, weights, **terms)
-        if target is not None and self.res is not None:
-            out = out + self.res(target)
+            edge = scores_of_edges(self._edge_features(edge_index, features, pattern), self.lin_edge, self.att_edge)
+        terms = {"att": key.new_ones(self.heads, 1), "negative_slope": self.negative_slope, "edge_key": edge}
+        out, found = self._attend(query, key, self._heads(value), pattern, weights, **terms)
+        out = out if res is None else out + res
         out = out if self.bias is None else out + self.bias
         return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))

@@ -8,7 +8,6 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
-from geoattn.nn.graph._linears import linears
 from geoattn.patterns import Adjacency
 
 
@@ -23,7 +22,7 @@ class GATv2Conv(AttentionDropIn, pyg.GATv2Conv):
     documentation applies; see `AttentionDropIn` for when PyG's own path runs.
     """
 
-    peer = pyg.GATv2Conv
+    pyg_layer = pyg.GATv2Conv
 
     def forward(
         self,
@@ -37,25 +36,22 @@ class GATv2Conv(AttentionDropIn, pyg.GATv2Conv):
         features = given_features(edge_index, edge_attr)
         weights = bool(return_attention_weights)
         if (
-            self._steps_back(edge_index, features, weights, source, target)
+            self._pygs_path_needed(edge_index, features, weights, source, target)
             or target is None
             or (features is not None and self.lin_edge is None)
         ):
             return super().forward(x, as_edge_index(edge_index), edge_attr, return_attention_weights)
 
         pattern = self._pattern(edge_index, source, target)
-        if target is not source:
-            value, query = self._heads(self.lin_l(source), self.lin_r(target))
-        elif self.share_weights:
-            (value,) = self._heads(self.lin_l(source))
-            query = value
-        else:
-            value, query = self._heads(*linears(source, self.lin_l, self.lin_r))
+        res = None if self.res is None else self.res(target)
+        value = query = self._heads(self.lin_l(source))
+        if target is not source or not self.share_weights:
+            query = self._heads(self.lin_r(target))
         edge = None
         if features is not None:
-            (edge,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
+            edge = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
         terms = {"att": self.att[0], "negative_slope": self.negative_slope, "edge_key": edge}
         out, found = self._attend(query, value, value, pattern, weights, **terms)
-        out = out if self.res is None else out + self.res(target)
+        out = out if res is None else out + res
         out = out if self.bias is None else out + self.bias
         return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch_geometric.nn as pyg
 from torch import Tensor
+from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, MultiAggregation
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense import Linear
 
@@ -34,8 +35,8 @@ class GravNetConv(DropIn, pyg.GravNetConv):
     `DropIn` for when PyG's own messages are made.
     """
 
-    peer = pyg.GravNetConv
-    aggregations = (["mean", "max"],)
+    pyg_layer = pyg.GravNetConv
+    aggregations = (MultiAggregation, MeanAggregation, MaxAggregation)
 
     def __init__(
         self,
@@ -97,6 +98,9 @@ class GravNetConv(DropIn, pyg.GravNetConv):
             mean = weighted_sum(edge_weight, value, pattern).squeeze(1) / degree
             out = torch.cat([mean, weighted_max(edge_weight, value, pattern).squeeze(1)], 1)
         return self.lin_out1(target) + self.lin_out2(out)
+
+    def _aggregators(self) -> tuple[Any, ...]:
+        return (self.aggr_module, *getattr(self.aggr_module, "aggrs", ()))
 
 
 def _weight(place: Tensor, target_place: Tensor, pattern: Neighbors) -> Tensor:

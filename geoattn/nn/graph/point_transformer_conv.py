@@ -24,7 +24,7 @@ class PointTransformerConv(DropIn, pyg.PointTransformerConv):
     runs, and `geoattn.ops.vector_attend` for the networks that are run again in the backward pass.
     """
 
-    peer = pyg.PointTransformerConv
+    pyg_layer = pyg.PointTransformerConv
 
     def forward(
         self, x: Tensor | tuple[Tensor, Tensor], pos: Tensor | tuple[Tensor, Tensor], edge_index: Adjacency

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch_geometric.utils import dropout_edge
 
 from geoattn.nn.graph._drop_in import DropIn, as_edge_index, of_caller
-from geoattn.nn.graph._linears import projected
+from geoattn.nn.graph._linears import scores
 from geoattn.ops import attend, edge_dot
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
@@ -30,7 +30,7 @@ class SuperGATConv(DropIn, pyg.SuperGATConv):
     documentation applies; ``edge_index`` may be a `geoattn.Neighbors`, too. See `DropIn` for when PyG's own path runs.
     """
 
-    peer = pyg.SuperGATConv
+    pyg_layer = pyg.SuperGATConv
 
     def forward(
         self,
@@ -45,14 +45,15 @@ class SuperGATConv(DropIn, pyg.SuperGATConv):
             return super().forward(x, as_edge_index(edge_index), neg_edge_index, batch)
 
         pattern = self._pattern(edge_index, x, x)
+        heads = self.lin(x)
+        h = heads.view(-1, self.heads, self.out_channels)
         if self.attention_type == "MX":
-            h, of_key, of_query = projected(x, self.lin, self.att_l, self.att_r)
+            of_key, of_query = scores(heads, self.att_l, self.att_r)
             product = edge_dot(h, h, pattern)
             one = torch.ones_like(of_key)  # the sum of both as a dot product, for which no edge gathers them
             total = edge_dot(torch.cat([of_query, one], -1), torch.cat([one, of_key], -1), pattern)
             score = total * product.sigmoid()
         else:
-            h = self.lin(x).view(-1, self.heads, self.out_channels)
             score = product = edge_dot(h, h, pattern) / math.sqrt(self.out_channels)
         nothing = h.new_zeros(h.size(0), self.heads, 1)
         bias = F.leaky_relu(score, self.negative_slope)

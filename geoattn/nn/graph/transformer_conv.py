@@ -9,9 +9,8 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
-from geoattn.nn.graph._linears import linears, plain, products
-from geoattn.ops import attend
-from geoattn.patterns import Adjacency, Neighbors
+from geoattn.nn.graph._gathered_inputs import attend_to_inputs, gathers_inputs
+from geoattn.patterns import Adjacency
 
 
 class TransformerConv(AttentionDropIn, pyg.TransformerConv):
@@ -28,7 +27,7 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
     the inputs, as in a first layer, gather the inputs instead of keys and values.
     """
 
-    peer = pyg.TransformerConv
+    pyg_layer = pyg.TransformerConv
 
     def forward(
         self,
@@ -41,70 +40,25 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
         source, target = (x, x) if isinstance(x, Tensor) else x
         features = given_features(edge_index, edge_attr)
         weights = isinstance(return_attention_weights, bool)
-        if self._steps_back(edge_index, features, weights, source, target) or (features is None) != (
+        if self._pygs_path_needed(edge_index, features, weights, source, target) or (features is None) != (
             self.lin_edge is None
         ):
             return super().forward(x, as_edge_index(edge_index), edge_attr, return_attention_weights)
 
         pattern = self._pattern(edge_index, source, target)
-        if features is None and not weights and self._gathers_inputs(source):
-            return self._attend_to_inputs(source, target, pattern)
-        skip = [self.lin_skip] if self.root_weight else []
-        if target is source:
-            query, key, value, *root = linears(source, self.lin_query, self.lin_key, self.lin_value, *skip)
-        else:
-            query, *root = linears(target, self.lin_query, *skip)
-            key, value = linears(source, self.lin_key, self.lin_value)
-        query, key, value = self._heads(query, key, value)
+        if features is None and not weights and gathers_inputs(self, source):
+            return attend_to_inputs(self, source, target, pattern)
+        query = self._heads(self.lin_query(target))
+        key, value = self._heads(self.lin_key(source)), self._heads(self.lin_value(source))
         edge = None
         if features is not None:
-            (edge,) = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
+            edge = self._heads(self.lin_edge(self._edge_features(edge_index, features, pattern)))
         out, found = self._attend(query, key, value, pattern, weights, edge_key=edge, edge_value=edge)
-        for skipped in root:
+        if self.root_weight:
+            root = self.lin_skip(target)
             if self.lin_beta is not None:
-                beta = self.lin_beta(torch.cat([out, skipped, out - skipped], -1)).sigmoid()
-                out = beta * skipped + (1 - beta) * out
+                beta = self.lin_beta(torch.cat([out, root, out - root], -1)).sigmoid()
+                out = beta * root + (1 - beta) * out
             else:
-                out = skipped.add_(out) if plain(self.lin_skip) else skipped + out
+                out = out + root
         return out if found is None else (out, self._weights_of_edges(edge_index, found, pattern))
-
-    def _gathers_inputs(self, source: Tensor) -> bool:
-        """Whether inputs are so narrow that gathering them beats gathering keys and values."""
-        return (
-            2 * source.size(1) <= self.out_channels
-            and self.heads <= 4  # the weights of values are used as one matrix of blocks, which is mostly zeros
-            and source.dtype in (torch.float32, torch.float64)  # of halves, products of weights are not exact enough
-            and not torch.is_autocast_enabled(source.device.type)
-            and self.root_weight
-            and self.lin_beta is None
-            and not (self.training and self.dropout)
-            and plain(self.lin_query, self.lin_key, self.lin_value, self.lin_skip)
-        )
-
-    def _attend_to_inputs(self, source: Tensor, target: Tensor, pattern: Neighbors) -> Tensor:
-        r"""The layer with the linear maps of keys and values taken out of the sums over neighbors.
-
-        :math:`(W_q x_i)^\top W_k x_j = (W_k^\top W_q x_i)^\top x_j` and
-        :math:`\sum_j a_{ij} W_v x_j = W_v \sum_j a_{ij} x_j`: keys and values are the inputs
-        ``[M, F]``, the same for all heads.
-        """
-        heads, inputs = self.heads, source.unsqueeze(1)
-        to_query, to_key, to_value = [
-            linear.weight.view(heads, self.out_channels, -1)
-            for linear in (self.lin_query, self.lin_key, self.lin_value)
-        ]
-        from_key = to_key.transpose(1, 2)
-        bias, beside, to_skip = None, target, self.lin_skip.weight
-        if self.lin_value.bias is not None:
-            # What the bias of keys adds is the same for all neighbors, so softmax cancels it: its gradient is zero.
-            bias = (from_key @ self.lin_query.bias.view(heads, -1, 1)).flatten() + 0 * self.lin_key.bias.sum()
-            # That of values comes in where there are neighbors.
-            beside = torch.cat([target, (pattern.rowptr.diff() > 0).to(target.dtype).unsqueeze(1)], 1)
-            of_value = self.lin_value.bias if self.concat else self.lin_value.bias.view(heads, -1).mean(0)
-            to_skip = torch.cat([to_skip, of_value.unsqueeze(1)], 1)
-        (query,) = products(target, (from_key @ to_query).flatten(0, 1), bias)
-        (out,) = products(beside, to_skip, self.lin_skip.bias)
-        query = query.view(-1, heads, source.size(1))
-        attended = attend(query, inputs, inputs, pattern, scale=self.out_channels**-0.5).flatten(1)
-        from_attended = torch.block_diag(*to_value) if self.concat else to_value.transpose(0, 1).flatten(1) / heads
-        return out.addmm_(attended, from_attended.t())

@@ -11,7 +11,7 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
 from geoattn import Neighbors
-from geoattn.nn.graph import transformer_conv
+from geoattn.nn.graph import _gathered_inputs
 from geoattn.patterns import adjacency
 from tests.nn.graph.drop_ins import (
     BIPARTITE,
@@ -76,6 +76,26 @@ def test_bipartite(name, channels):
     x = (features(SOURCES, WIDTH), features(NODES, WIDTH if isinstance(channels, int) else WIDTH + 1, seed=2))
     edge_index = edges(SOURCES)
     assert_same_as_pyg(mine, theirs, x, call(mine, x, edge_index), call(theirs, x, edge_index))
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
+@pytest.mark.parametrize("fill_value", ["mean", "max", 0.5])
+def test_loops_and_edge_features_where_sources_are_fewer_than_targets(name, fill_value):
+    """The first targets get loops, as without edge features: PyG's numbers where it has any, of as many sources."""
+    arguments = {"edge_dim": EDGE_WIDTH, "fill_value": fill_value}
+    mine, theirs = pair(name, arguments, (WIDTH, WIDTH))
+    x = features(SOURCES, WIDTH), features(NODES, WIDTH, seed=2)
+    edge_index, edge_attr = edges(SOURCES), features(EDGES, EDGE_WIDTH, seed=3)
+    out = mine(x, edge_index, edge_attr)
+    # PyG's layer refuses. Sources without edges but for their loops, which then go away, change nothing else.
+    padded = torch.cat([x[0], torch.zeros(NODES - SOURCES, WIDTH, dtype=torch.float64)])
+    seen = theirs((padded, x[1]), edge_index, edge_attr)
+    torch.testing.assert_close(out[:SOURCES], seen[:SOURCES])
+    theirs.add_self_loops = False
+    expected = theirs(x, edge_index, edge_attr)
+    assert not torch.allclose(out[:SOURCES], expected[:SOURCES])
+    torch.testing.assert_close(out[SOURCES:], expected[SOURCES:])
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), [*x, edge_attr]))
 
 
 def test_gat_without_features_of_targets():
@@ -274,8 +294,8 @@ def test_second_derivatives(name, arguments):
 def test_inputs_narrower_than_heads_are_what_is_gathered(channels, arguments, monkeypatch):
     """TransformerConv: outputs, both derivatives, and when it gathers keys all the same."""
     gathered = []
-    attend = transformer_conv.attend
-    monkeypatch.setattr(transformer_conv, "attend", lambda *a, **b: gathered.append(a[1].shape) or attend(*a, **b))
+    attend = _gathered_inputs.attend
+    monkeypatch.setattr(_gathered_inputs, "attend", lambda *a, **b: gathered.append(a[1].shape) or attend(*a, **b))
     mine, theirs = pair("TransformerConv", arguments, channels)
     source, target = features(NODES, 2), features(NODES, WIDTH, seed=2)
     x, inputs = (source, [source]) if channels == 2 else ((source, target), [source, target])
