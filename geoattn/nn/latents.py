@@ -79,7 +79,6 @@ class LatentAttention(nn.Module):
         seen = self.norm_x(x)
         latents = latents + self.read(self.norm_read(latents), seen, reading, weight)
         own = self.norm_mix(latents)
-        latents = latents + self.mix(own, own, Windows(reading.query_ptr))
+        latents = latents + self.mix(own, own, reading.among_queries)
         latents = latents + self.perceptron(latents)
-        writing = Windows(reading.key_ptr, reading.query_ptr)
-        return x + self.write(seen, self.norm_write(latents), writing), latents
+        return x + self.write(seen, self.norm_write(latents), reading.transpose), latents

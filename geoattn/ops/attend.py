@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal, NoReturn, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoattn._forced import forced
-from geoattn.ops.backends import fused, reference
+from geoattn.ops.backends import fused, reference, windows
 from geoattn.ops.backends.modes import autocast, without_autocast
 from geoattn.ops.backends.problem import Problem
 from geoattn.ops.segment import segment_softmax
@@ -23,10 +23,12 @@ def attend(
     key: Tensor,
     value: Tensor,
     pattern: Pattern,
-    bias: Tensor | None = ...,
+    bias: Tensor | nn.Module | None = ...,
     scale: float | None = ...,
     dropout: float = ...,
     *,
+    position: Tensor | None = ...,
+    key_position: Tensor | None = ...,
     key_weight: Tensor | None = ...,
     edge_key: Tensor | None = ...,
     edge_value: Tensor | None = ...,
@@ -42,10 +44,12 @@ def attend(
     key: Tensor,
     value: Tensor,
     pattern: Pattern,
-    bias: Tensor | None = ...,
+    bias: Tensor | nn.Module | None = ...,
     scale: float | None = ...,
     dropout: float = ...,
     *,
+    position: Tensor | None = ...,
+    key_position: Tensor | None = ...,
     key_weight: Tensor | None = ...,
     edge_key: Tensor | None = ...,
     edge_value: Tensor | None = ...,
@@ -60,10 +64,12 @@ def attend(
     key: Tensor,
     value: Tensor,
     pattern: Pattern,
-    bias: Tensor | None = None,
+    bias: Tensor | nn.Module | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
     *,
+    position: Tensor | None = None,
+    key_position: Tensor | None = None,
     key_weight: Tensor | None = None,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
@@ -99,10 +105,15 @@ def attend(
         pattern: Who attends to whom: `Neighbors` or `Windows`, of ``N`` queries and ``M`` keys. Where heads have
             patterns of their own (`Neighbors.per_head`), ``H`` below counts as 1 for what is given per edge.
         bias: Added to the scores: per edge and head for `Neighbors`, ``[E, H]`` or ``[E, 1]``, in the order of
-            ``pattern.col`` (see `Neighbors.reorder_edges`). `Windows` takes none.
+            ``pattern.col`` (see `Neighbors.reorder_edges`). For `Windows`, a module that maps the positions of runs of
+            queries ``[R, q, P]`` and of keys ``[R, k, P]`` to ``[R, H, q, k]`` or ``[R, 1, q, k]``, every pair by
+            itself, such as `geoattn.nn.RelativePositionTable`; it is given some pairs at a time, and run again in the
+            backward pass, so that the bias is never there for all pairs.
         scale: Factor of the dot product; default ``1 / sqrt(D)``. Additive scores have none.
         dropout: Probability with which an attention weight is zeroed (the others are scaled up). It applies
             whenever it is not 0: pass 0 in evaluation. Seeded by torch's default generator.
+        position: Of the queries, ``[N, P]``, for a module as ``bias``.
+        key_position: Of the keys, ``[M, P]``; default ``position``.
         key_weight: Weight ``w`` of every key, not negative, ``[M]`` or ``[M, H]``, such as an area or a
             quadrature weight; 0 hides the key.
         edge_key: Added to the key of every edge, ``[E, G', D]`` with ``G'`` dividing ``H``, in the order of
@@ -132,17 +143,24 @@ def attend(
         query.device.type, query, key, value, edge_key, edge_value
     )
     value = key if same else value
+    bias, module = windows.split_bias(bias)
     _check(query, key, value, pattern, bias, dropout, key_weight, edge_key, edge_value, att)
+    key_position = position if key_position is None else key_position
+    windows.check_positions(query, key, pattern, module, position, key_position)
     if scale is None:
         scale = query.size(-1) ** -0.5
     log_weight = _log_weight(key_weight, query)
-    if isinstance(pattern, Windows):
-        out, lse = reference.windows(query, key, value, pattern, scale, dropout, log_weight)
+    seed = torch.randint(2**63 - 1, ()) if dropout else None
+    if isinstance(pattern, Windows) and not windows.pairs_written_out(forced(), module):
+        inputs = windows.Inputs(query, key, value, log_weight, position, key_position)
+        out, lse = windows.attend(inputs, pattern, scale, dropout, seed, module, forced())
         return (out, lse) if return_lse else out
+    if isinstance(pattern, Windows):
+        pattern = pattern.to_neighbors()
 
     problem = _problem(query, key, value, pattern, bias, log_weight, edge_key, edge_value, att, scale, negative_slope)
     if dropout:
-        problem = problem._replace(dropout=dropout, seed=torch.randint(2**63 - 1, ()))
+        problem = problem._replace(dropout=dropout, seed=seed)
     with without_autocast(query.device.type):
         out, lse = fused.attend(problem, pattern, forced())
     if pattern.heads > 1:
@@ -268,7 +286,11 @@ def _check(
             f"query, key and value must have one floating type, got {query.dtype}, {key.dtype} and {value.dtype}"
         )
     of_heads = pattern.heads if isinstance(pattern, Neighbors) else 1
-    if pattern.num_queries != of_query[0] * of_heads or pattern.num_keys != of_key[0] * of_heads:
+    if isinstance(pattern, Windows):
+        fits = pattern.fits(of_query[0], of_key[0])
+    else:
+        fits = pattern.num_queries == of_query[0] * of_heads and pattern.num_keys == of_key[0] * of_heads
+    if not fits:
         refuse(f"{pattern} does not fit")
     if of_heads not in (1, heads):
         refuse(f"{pattern} was made for {of_heads} heads")

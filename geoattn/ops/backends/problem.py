@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from geoattn.patterns.visits import Visits
+from geoattn.patterns import Visits
 
 
 class Problem(NamedTuple):

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from geoattn.ops.backends import philox
 from geoattn.ops.backends.problem import Problem
-from geoattn.patterns import Windows
 
 
 def unavailable(problem: Problem | None = None) -> str | None:
@@ -100,68 +99,7 @@ def _per_head(x: Tensor, problem: Problem) -> Tensor:
     return x if groups == 1 else x.repeat_interleave(groups, 1)
 
 
-def windows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Windows,
-    scale: float,
-    dropout: float,
-    log_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Attention in runs: pad them to the longest, multiply, mask what was padded."""
-    query_, key_, value_ = _accumulated(query, key, value)
-    query_slot, query_length = _slots(pattern.query_ptr)
-    key_slot, key_length = _slots(pattern.key_ptr)
-    runs = pattern.query_ptr.numel() - 1
-
-    def padded(x: Tensor, slot: Tensor, length: int) -> Tensor:
-        """``[N, ...]`` to ``[B, L, ...]``, zeros where nothing stands."""
-        flat = x.new_zeros(runs * length, *x.shape[1:]).index_copy(0, slot, x)
-        return flat.view(runs, length, *x.shape[1:])
-
-    q = padded(query_, query_slot, query_length).transpose(1, 2)
-    k = padded(key_, key_slot, key_length).transpose(1, 2)
-    v = padded(value_, key_slot, key_length).transpose(1, 2)
-    score = q @ k.transpose(2, 3) * scale
-
-    if log_weight is None:
-        log_weight = key_.new_zeros(key.size(0), 1)
-    hidden = key_.new_full((runs * key_length, log_weight.size(1)), -torch.inf)
-    hidden = hidden.index_copy(0, key_slot, log_weight).view(runs, key_length, log_weight.size(1))
-    score = score + hidden.transpose(1, 2).unsqueeze(2)
-
-    highest = score.detach().amax(-1, keepdim=True) if key_length else score.new_zeros(*score.shape[:-1], 1)
-    highest = highest.where(highest > -torch.inf, 0)
-    weight = (score - highest).exp()
-    total = weight.sum(-1, keepdim=True)
-    lse = log(total) + highest
-    weight = weight / total.where(total > 0, 1)
-
-    weight = F.dropout(weight, dropout) if dropout else weight
-    out = (weight @ v).transpose(1, 2).flatten(0, 1).index_select(0, query_slot)
-    lse = lse.squeeze(-1).transpose(1, 2).flatten(0, 1).index_select(0, query_slot)
-    return out.to(query.dtype), lse
-
-
-def _accumulated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In the type sums are made in, with as many key heads as query heads."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    groups = query.size(1) // key.size(1)
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return query.to(dtype), key.to(dtype), value.to(dtype)
-
-
 def log(weight: Tensor) -> Tensor:
     """Logarithm, ``-inf`` at 0 with a gradient of 0 there instead of NaN."""
     zero = weight == 0
     return weight.masked_fill(zero, 1).log().masked_fill(zero, -torch.inf)
-
-
-def _slots(ptr: Tensor) -> tuple[Tensor, int]:
-    """For each element of each run its place when all runs are padded to the longest, and that length."""
-    length = ptr.diff()
-    longest = int(length.max()) if length.numel() else 0
-    run = torch.arange(length.numel(), device=ptr.device).repeat_interleave(length)
-    return torch.arange(run.numel(), device=ptr.device) - ptr[run] + run * longest, longest
