@@ -368,7 +368,7 @@ def _plan(ptr: np.ndarray, run: np.ndarray, num_keys: int) -> Plan:
     ]
     begins, ends = np.sort(run[keys > 0], 0).T
     whole = len(groups) == 1 and groups[0].follow and num_keys > 0
-    whole = whole and groups[0].key_begin[0] == 0 and groups[0].keys * len(groups[0]) == num_keys
+    whole = whole and groups[0].key_begin[0] == 0 and groups[0].keys * groups[0].num_runs == num_keys
     return Plan(groups, bool((begins[1:] >= ends[:-1]).all()), whole)
 
 

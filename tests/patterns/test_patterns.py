@@ -408,3 +408,13 @@ SMALL = Neighbors.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_plan_knows_whether_runs_lie_as_one_block():
+    """Which then needs no copy; in all other cases something is left out or lies elsewhere."""
+    for count in (1, 5, 7, 8):
+        assert Windows.along(4, counts=[4 * count]).plan.whole
+        assert not Windows.along(4, counts=[4 * count + 1]).plan.whole
+    ptr = torch.tensor([0, 4, 8, 12])
+    assert not Windows(ptr, num_keys=28).plan.whole
+    assert not Windows(ptr, torch.tensor([[4, 8], [0, 4], [8, 12]])).plan.whole
