@@ -33,7 +33,7 @@ from benchmarks.harness import (
     save,
     table,
 )
-from benchmarks.ours import attend_on, available, fast_backends
+from benchmarks.ours import attend_on, fast_backends
 from benchmarks.plot import draw
 from geoattn import Neighbors
 
@@ -136,9 +136,8 @@ def dot_product(pattern: Neighbors, pos: Tensor | None, job: Job, heads: int = H
     found: Factories = {"PyG": formulas, "PyG, shuffled edges": shuffled, "PyG TransformerConv": layer}
     if torch_geometric.typing.WITH_TORCH_SCATTER:
         found["PyG by rows, torch-scatter"] = functools.partial(rows, True)
+        found["torch-scatter formulas"] = lambda: compared(functools.partial(peers.torch_scatter_rows, pattern=pattern))
     found["PyG by rows, no torch-scatter"] = functools.partial(rows, False)
-    if available("torch_scatter"):
-        found["torch-scatter formulas"] = lambda: compared(attend_on("torch_scatter", pattern))
     if peers.dgl_error() is None:
         found["DGL"] = dgl
     if pos is not None:
@@ -313,7 +312,7 @@ def _memory(options: Options, found: Findings) -> None:
     if not options.quick:
         names[1:1] = ["PyG TransformerConv", "torch-scatter formulas", "padded k-NN"]
     can = {*DOT_PEERS, *fast_backends(options.device)}
-    if not available("torch_scatter"):
+    if not torch_geometric.typing.WITH_TORCH_SCATTER:
         can.discard("torch-scatter formulas")
     jobs = [Job("knn-random", size, variants=(name,)) for name in names if name in can]
     measured = {job.variants[0]: memory.above / 1e6 for job, memory in options.peak_memory(jobs).items()}

@@ -53,6 +53,16 @@ def pyg_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Neighbors) -> T
     return segment(value.index_select(0, pattern.col) * weight.unsqueeze(-1), pattern.rowptr, "sum")
 
 
+def torch_scatter_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
+    """The same formulas over torch-scatter's kernels for compressed rows, called directly."""
+    library, rowptr = importlib.import_module("torch_scatter"), pattern.rowptr.long()
+    score = (query.index_select(0, pattern.row) * key.index_select(0, pattern.col)).sum(-1) / math.sqrt(query.size(-1))
+    highest = library.segment_csr(score.detach(), rowptr, reduce="max")
+    weight = (score - library.gather_csr(highest, rowptr)).exp()
+    weight = weight / library.gather_csr(library.segment_csr(weight, rowptr, reduce="sum"), rowptr)
+    return library.segment_csr(value.index_select(0, pattern.col) * weight.unsqueeze(-1), rowptr, reduce="sum")
+
+
 @contextmanager
 def without_torch_scatter() -> Iterator[None]:
     """PyG as it is where torch-scatter is not installed."""

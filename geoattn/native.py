@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -18,8 +19,32 @@ from torch.utils._python_dispatch import _disable_current_modes
 MISSING = "the CPU kernels were not built; install a C++ compiler, then `pip install --force-reinstall geoattn`"
 
 _INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
+# What a kernel returns (geoattn::Failure in csrc/parallel.h), and what it means.
+_FAILURES = {
+    -1: IndexError("the pattern names a key or a query that does not exist"),
+    -2: IndexError("rowptr of the pattern does not rise from 0 to the number of its edges"),
+    -3: MemoryError("the CPU kernels ran out of memory; process fewer queries, or fewer samples, at a time"),
+}
+
+
+class _Library(ctypes.CDLL):
+    """Functions that raise where they fail."""
+
+    def __getitem__(self, name: Any) -> Any:
+        function = super().__getitem__(name)
+        function.errcheck = _raise_failure
+        return function
+
+
+def _raise_failure(result: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
+    failure = _FAILURES.get(result) if result else None
+    if failure is not None:
+        raise type(failure)(*failure.args)
+    return result
+
+
 _BUILT = (Path(__file__).parent / "ops" / "backends").glob("_cpu*.so")
-_LIBRARY = next((ctypes.CDLL(str(path)) for path in _BUILT), None)
+_LIBRARY = next((_Library(str(path)) for path in _BUILT), None)
 
 
 def library() -> ctypes.CDLL | None:

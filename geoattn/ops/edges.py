@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from geoattn._forced import forced
-from geoattn.ops.backends import edges_fused, edges_reference
-from geoattn.ops.backends.modes import transforms_active
+from geoattn.ops.backends import edges_fused
 from geoattn.patterns import Neighbors
 
 
@@ -60,49 +59,12 @@ def weighted_sum(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
         ValueError: If shapes, types or devices do not fit together.
         RuntimeError: If a backend was forced that has no such products.
     """
-    weight, value = _weights_and_values(weight, value, pattern)
-    backend = forced()
-    return edges_fused.weighted_sum(weight, value, edges_fused.arguments(pattern, value, backend), False, backend)
-
-
-def weighted_max(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
-    r"""Largest of every row's values times the weights of its edges, channel by channel.
-
-    .. math::
-        o_{ic} = \max_{j \in \mathcal{N}(i)} w_{ij} v_{jc}
-
-    Edges that have the maximum share its gradient evenly, as in `torch.amax`. Half types are multiplied in float32.
-    Differentiable any number of times; nothing of width ``C`` is kept per edge, except where the gradient is to be
-    differentiated again. The same input gives the same bits, run after run and for any number of threads on a CPU.
-    Under autocast, the narrower type is cast to the wider.
-
-    Args:
-        weight: ``[E, H]``, in the order of ``pattern.col``.
-        value: ``[M, H, C]``.
-        pattern: Of ``N`` queries and ``M`` keys.
-
-    Returns:
-        ``[N, H, C]`` in the type of ``value``; zeros for queries without keys.
-
-    Raises:
-        ValueError: If shapes, types or devices do not fit together.
-        RuntimeError: If a backend was forced that has no such maxima.
-    """
-    weight, value = _weights_and_values(weight, value, pattern)
-    backend = forced()
-    if backend == "reference" or transforms_active():
-        return edges_reference.weighted_max(weight, value, pattern.rowptr, pattern.col)
-    arguments = edges_fused.arguments(pattern, value, backend)
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    return edges_fused.weighted_max(weight.to(dtype), value.to(dtype), arguments, backend)[0].to(value.dtype)
-
-
-def _weights_and_values(weight: Tensor, value: Tensor, pattern: Neighbors) -> tuple[Tensor, Tensor]:
     weight, value = _promoted(weight, value)
     _check("weight", weight, "value", value, pattern)
     if weight.shape != (pattern.num_edges, value.size(1)):
         raise ValueError(f"expected weight [{pattern.num_edges}, {value.size(1)}], got {tuple(weight.shape)}")
-    return weight, value
+    backend = forced()
+    return edges_fused.weighted_sum(weight, value, edges_fused.arguments(pattern, value, backend), False, backend)
 
 
 def _promoted(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

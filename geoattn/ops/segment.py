@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoattn.ops.backends.sums import gather_rows, sum_rows
+
 
 def segment_sum(
     src: Tensor, index: Tensor | None = None, ptr: Tensor | None = None, num_segments: int | None = None
 ) -> Tensor:
     """Sum of each segment, 0 where it is empty.
 
-    Half types are accumulated in float32. Differentiable any number of times.
+    Half types are accumulated in float32; sums of more than 1,024 terms in float64. Differentiable any number of times.
 
     Args:
         src: Values ``[E, ...]``.
@@ -38,7 +40,7 @@ def segment_sum(
             shapes, types or ranges do not fit.
     """
     row, n = _rows(src, index, ptr, num_segments)
-    return _sum(_accumulated(src), row, n).to(src.dtype)
+    return sum_rows(_accumulated(src), row, n).to(src.dtype)
 
 
 def segment_mean(
@@ -48,7 +50,7 @@ def segment_mean(
     _check_floating(src)
     row, n = _rows(src, index, ptr, num_segments)
     count = row.new_zeros(n).scatter_add(0, row, torch.ones_like(row)).clamp(min=1)
-    return (_sum(_accumulated(src), row, n) / _unsqueezed(count, src)).to(src.dtype)
+    return (sum_rows(_accumulated(src), row, n) / _unsqueezed(count, src)).to(src.dtype)
 
 
 def segment_max(
@@ -100,33 +102,20 @@ def segment_softmax(
     _check_floating(src)
     row, n = _rows(src, index, ptr, num_segments)
     weight, total, _ = _exponentials(_accumulated(src), row, n)
-    return (weight / _gather(total.where(total != 0, 1), row)).to(src.dtype)
+    return (weight / gather_rows(total.where(total != 0, 1), row)).to(src.dtype)
 
 
 def _exponentials(src: Tensor, row: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """``exp(src - highest)`` [E, ...], its sums and the largest values [N, ...]; the latter a constant to autograd."""
     highest = _extreme(src.detach(), row, n, "amax")
     highest = highest.where(highest.isfinite(), 0)
-    weight = (src - _gather(highest, row)).exp()
-    return weight, _sum(weight, row, n), highest
-
-
-def _sum(src: Tensor, row: Tensor, n: int) -> Tensor:
-    zeros = src.new_zeros(n, *src.shape[1:])
-    if src.is_cuda:  # sorts and adds in order, where scatter_add adds atomically, in an order of its own each time
-        return zeros.index_put((row,), src, accumulate=True)
-    return zeros.scatter_add(0, _unsqueezed(row, src).expand_as(src), src)
-
-
-def _gather(x: Tensor, row: Tensor) -> Tensor:
-    """Each segment's entry for every edge: ``[N, ...]`` to ``[E, ...]``. The gradient is `_sum`, of either kind."""
-    if x.is_cuda:
-        return x[row]
-    return x.gather(0, _unsqueezed(row, x).expand(-1, *x.shape[1:]))
+    weight = (src - gather_rows(highest, row)).exp()
+    return weight, sum_rows(weight, row, n), highest
 
 
 def _extreme(src: Tensor, row: Tensor, n: int, reduce: str) -> Tensor:
-    extreme: Tensor = _Extreme.apply(src, row, n, reduce)
+    function = _Extreme if torch.compiler.is_compiling() else _ExtremeEager
+    extreme: Tensor = function.apply(src, row, n, reduce)
     return extreme
 
 
@@ -144,17 +133,31 @@ class _Extreme(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, str], output: Tensor) -> None:
         src, row, _, _ = inputs
         ctx.save_for_backward(src, row, output)
+        ctx.save_for_forward(src, row, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         src, row, extreme = ctx.saved_tensors
-        equal = (src == _gather(extreme, row)).to(grad.dtype)
-        share = equal / _gather(_sum(equal, row, extreme.size(0)), row)
-        return share * _gather(grad, row), None, None, None
+        return _shares(src, row, extreme) * gather_rows(grad, row), None, None, None
+
+
+class _ExtremeEager(_Extreme):
+    """Differentiable in forward mode, too: torch.compile takes no function that says how."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        src, row, extreme = ctx.saved_tensors
+        return sum_rows(_shares(src, row, extreme) * tangent, row, extreme.size(0))
+
+
+def _shares(src: Tensor, row: Tensor, extreme: Tensor) -> Tensor:
+    """Of every entry in the derivative of the extreme value of its row: 0, or 1 by how many are equal to it."""
+    equal = (src == gather_rows(extreme, row)).to(src.dtype)
+    return equal / gather_rows(sum_rows(equal, row, extreme.size(0)), row)
 
 
 def _accumulated(src: Tensor) -> Tensor:
-    """In the type sums are made in: at least float32 for floating types, unchanged for integers."""
+    """In the accumulation dtype: at least float32 for floating types, unchanged for integers."""
     return src.to(torch.promote_types(src.dtype, torch.float32)) if src.is_floating_point() else src
 
 

@@ -42,7 +42,7 @@ def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:
         num_keys: Number of keys.
 
     Raises:
-        IndexError: If a key is out of range.
+        IndexError: If a key is out of range or the rows do not rise.
     """
     rows, edges = rowptr.numel() - 1, col.numel()
     library = native.library()
@@ -51,12 +51,10 @@ def find_visits(rowptr: Tensor, col: Tensor, num_keys: int) -> Visits | None:
     dtype = torch.int32 if max(rows, edges) < 2**31 else torch.int64
     found = [torch.empty(size, dtype=dtype) for size in (rows + 1, edges, rows)]
     arguments = [rowptr.contiguous(), col.contiguous(), *found]
-    result = library.geoattn_visits(
+    pays = library.geoattn_visits(
         *[ctypes.c_void_p(x.data_ptr()) for x in arguments],
         *[ctypes.c_int64(number) for number in (rows, edges)],
         ctypes.c_int64(rowptr.dtype == torch.int64),
         ctypes.c_int64(dtype == torch.int64),
     )
-    if result < 0:
-        raise IndexError(f"the pattern names a key outside [0, {num_keys}), or its rowptr does not rise to {edges}")
-    return Visits(found[0], found[1], row=found[2]) if result else None
+    return Visits(found[0], found[1], row=found[2]) if pays else None

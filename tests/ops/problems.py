@@ -5,9 +5,8 @@ import torch
 import geoattn
 from geoattn import Neighbors, attend
 
-AVAILABLE = [name for name, state in geoattn.backends().items() if state == "available" and name != "reference"]
-# Those with a backward pass of their own.
-FAST = [name for name in AVAILABLE if name != "torch_scatter"]
+# The available backends with a backward pass of their own.
+FAST = [name for name, state in geoattn.backends().items() if state == "available" and name != "reference"]
 TOLERANCE = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-10},
     torch.float32: {"rtol": 2e-4, "atol": 2e-5},

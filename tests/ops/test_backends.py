@@ -15,12 +15,12 @@ import geoattn
 from geoattn import Neighbors, attend, native
 from geoattn.ops.backends import philox
 from geoattn.patterns import visits
-from tests.ops.problems import AVAILABLE, FAST, SCORES, TOLERANCE, assert_same, exact, problem, random_pattern, run
+from tests.ops.problems import FAST, SCORES, TOLERANCE, assert_same, exact, problem, random_pattern, run
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FAST)
 def test_equals_the_reference(name, score, dtype):
     for index, heads, groups, dim, width, shared in (
         (torch.int64, 4, 4, 16, 32, True),
@@ -60,11 +60,11 @@ WIDTHS = st.one_of(st.integers(1, 40), st.sampled_from([4, 8, 16, 32, 64]))
 def test_any_pattern_and_width(pattern, score, dtype, groups, share, dim, width):
     arguments = problem(pattern, score, groups * share, groups, dim, width, dtype)
     expected = run("reference", pattern, arguments)
-    for name in AVAILABLE:
+    for name in FAST:
         assert_same(run(name, pattern, arguments), expected, dtype)
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FAST)
 def test_dropout_drops_the_same_edges_everywhere(name):
     pattern = random_pattern(50, 40, 2000)
     for score in ("dot", "everything", "gatv2_edges"):
@@ -94,7 +94,7 @@ def test_philox_gives_the_published_words():
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("name", [*AVAILABLE, "reference"])
+@pytest.mark.parametrize("name", [*FAST, "reference"])
 def test_first_and_second_derivatives(name, score):
     pattern = random_pattern(3, 4, 7)
     arguments = problem(pattern, score, heads=2, groups=1, dim=2, width=2)
@@ -125,7 +125,7 @@ def test_third_derivatives(name):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FAST)
 def test_extreme_scores(name, dtype):
     pattern = random_pattern(20, 20, 100)
     arguments = problem(pattern, "bias", dtype=dtype)
@@ -149,7 +149,7 @@ def test_extreme_scores(name, dtype):
         torch.testing.assert_close(found[argument].double(), value, **TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FAST)
 def test_nan_stays_in_its_rows(name):
     pattern = Neighbors.from_edge_index(torch.tensor([[0, 1, 2, 2], [0, 0, 1, 1]]), 2, 3)
     arguments = {n: x.detach() for n, x in problem(pattern).items()}
@@ -160,7 +160,7 @@ def test_nan_stays_in_its_rows(name):
     assert out[1].isnan().all()
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FAST)
 def test_a_row_of_a_million_keys(name):
     count = 1_000_000
     pattern = Neighbors(torch.tensor([0, 0, count]), torch.arange(count) % 100, 100)
@@ -183,7 +183,7 @@ def test_results_too_large_for_the_cache(name, dtype, heads, width):
     assert_same(run(name, pattern, a), run("torch", pattern, a), dtype)
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FAST)
 def test_no_edges_and_no_nodes(name):
     for queries, keys in ((3, 2), (0, 2), (3, 0), (0, 0)):
         pattern = Neighbors(torch.zeros(queries + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), keys)
@@ -194,7 +194,7 @@ def test_no_edges_and_no_nodes(name):
             assert (found["query"] == 0).all()
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FAST)
 def test_strides_do_not_matter(name):
     pattern = random_pattern(25, 25)
     whole = torch.randn(25, 3, 4, 6, dtype=torch.float64, requires_grad=True)
@@ -348,7 +348,7 @@ def test_the_same_bits_for_any_number_of_threads(name, score):
         torch.set_num_threads(1)
 
 
-@pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
+@pytest.mark.skipif("cpu" not in FAST, reason="needs the compiled kernels")
 @pytest.mark.parametrize("score", ["dot", "everything", "gatv2_edges"])
 def test_the_same_bits_in_whatever_order_rows_are_visited(score):
     make = torch.Generator().manual_seed(0)
@@ -416,10 +416,10 @@ def test_a_key_out_of_range_raises_and_reads_nothing(name):
 
 def test_choosing_a_backend():
     states = geoattn.backends()
-    assert list(states) == ["triton", "cpu", "torch", "torch_scatter", "reference"]
+    assert list(states) == ["triton", "cpu", "torch", "reference"]
     assert states["torch"] == states["reference"] == "available"
     with (
-        pytest.raises(ValueError, match="must be one of triton, cpu, torch, torch_scatter, reference, got 'gpu'"),
+        pytest.raises(ValueError, match="must be one of triton, cpu, torch, reference, got 'gpu'"),
         geoattn.backend("gpu"),
     ):
         pass

@@ -6,7 +6,7 @@ import torch
 import geoattn
 from geoattn import Neighbors, attend
 from geoattn.patterns import visits
-from tests.ops.problems import AVAILABLE, FAST, TOLERANCE, problem, random_pattern, run
+from tests.ops.problems import FAST, TOLERANCE, problem, random_pattern, run
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -38,7 +38,7 @@ def test_on_a_cpu_the_output_is_not_kept_and_may_be_changed():
     torch.testing.assert_close(found, expected, **TOLERANCE[torch.float64])
 
 
-@pytest.mark.skipif("cpu" not in AVAILABLE, reason="needs the compiled kernels")
+@pytest.mark.skipif("cpu" not in FAST, reason="needs the compiled kernels")
 def test_where_rows_are_visited_nothing_else_is_made_of_the_pattern():
     pattern = Neighbors.knn(torch.rand(visits.MIN_KEYS, 3, generator=torch.Generator().manual_seed(0)), 5)
     run("cpu", pattern, problem(pattern, "dot", heads=1, groups=1, dtype=torch.float32))
@@ -47,7 +47,7 @@ def test_where_rows_are_visited_nothing_else_is_made_of_the_pattern():
     assert len(pattern._visits) == 2
 
 
-@pytest.mark.parametrize("name", [*AVAILABLE, "reference"])
+@pytest.mark.parametrize("name", [*FAST, "reference"])
 @pytest.mark.parametrize("score", ["dot", "everything", "gatv2_edges"])
 def test_inputs_are_as_they_were_after_the_backward_pass(name, score):
     pattern = random_pattern(60, 20, 900)

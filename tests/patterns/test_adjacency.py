@@ -102,7 +102,7 @@ def test_counting_checks_what_was_not_checked():
         compress(query, key, 5, 2, True, torch.int32)
     for rowptr, col in (([0, 2, 1, 3], [0, 1, 2]), ([0, 1, 1, 2], [0, 1, 2]), ([0, 1, 2, 3], [0, 1, -1])):
         pattern = Neighbors(torch.tensor(rowptr), torch.tensor(col), 3, check=False)
-        with pytest.raises(IndexError, match="rows do not rise"):
+        with pytest.raises(IndexError, match=r"does not rise|does not exist"):
             _ = pattern.transpose
 
 

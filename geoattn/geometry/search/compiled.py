@@ -71,8 +71,8 @@ def _library() -> ctypes.CDLL:
     }
     for name, arguments in declared.items():
         function = getattr(library, f"geoattn_forest_{name}")
-        function.argtypes, function.restype = arguments, None
-    library.geoattn_forest_new.restype = c_void_p
+        function.argtypes = arguments
+    library.geoattn_forest_new.restype, library.geoattn_forest_delete.restype = c_void_p, None
     return library
 
 

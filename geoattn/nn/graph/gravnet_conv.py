@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense import Linear
 
 from geoattn.nn.graph._drop_in import DropIn, as_edge_index
-from geoattn.ops import weighted_max, weighted_sum
+from geoattn.nn.graph._edges import by_rows
+from geoattn.ops import segment_max, segment_mean
 from geoattn.patterns import Neighbors
 
 
@@ -93,10 +95,7 @@ class GravNetConv(DropIn, pyg.GravNetConv):
                 as_edge_index(pattern), x=(h, None), edge_weight=weight, size=(source.size(0), target.size(0))
             )
         else:
-            edge_weight, value = weight.unsqueeze(1), h.unsqueeze(1)
-            degree = pattern.degree.clamp(min=1).view(-1, 1)
-            mean = weighted_sum(edge_weight, value, pattern).squeeze(1) / degree
-            out = torch.cat([mean, weighted_max(edge_weight, value, pattern).squeeze(1)], 1)
+            out = by_rows(partial(_mean_and_max, self.k), target.detach(), h, pattern, weight)
         return self.lin_out1(target) + self.lin_out2(out)
 
     def _aggregators(self) -> tuple[Any, ...]:
@@ -108,6 +107,18 @@ def _weight(place: Tensor, target_place: Tensor, pattern: Neighbors) -> Tensor:
     dtype = torch.promote_types(place.dtype, torch.float32)
     difference = _gather(place.to(dtype), pattern.col) - _gather(target_place.to(dtype), pattern.row)
     return torch.exp(-10 * difference.square().sum(1))
+
+
+def _mean_and_max(k: int, target: Tensor, h: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """Of the messages of some rows, ``[r, 2 C]``; no row has more than ``k``."""
+    dtype = torch.promote_types(h.dtype, torch.float32)
+    message, rows = h.to(dtype) * weight.to(dtype).unsqueeze(1), target.size(0)
+    if message.size(0) == rows * k:
+        message = message.view(rows, k, h.size(1))
+        pooled = message.mean(1), message.amax(1)
+    else:
+        pooled = segment_mean(message, row, num_segments=rows), segment_max(message, row, num_segments=rows)
+    return torch.cat(pooled, 1).to(h.dtype)
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

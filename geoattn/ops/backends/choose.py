@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from geoattn._forced import force
-from geoattn.ops.backends import chunked, cpu, reference, torch_scatter, triton
+from geoattn.ops.backends import chunked, cpu, reference, triton
 from geoattn.ops.backends.problem import Backend, Problem
 
 BACKENDS: dict[str, Any] = {
     "triton": triton,
     "cpu": cpu,
     "torch": chunked,
-    "torch_scatter": torch_scatter,
     "reference": reference,
 }
 # What is tried in turn where nothing is forced; the last one takes everything.
@@ -29,7 +28,6 @@ def backends() -> dict[str, str]:
     - ``triton``: fused kernels for CUDA.
     - ``cpu``: compiled kernels for CPUs, built on installation where there is a C++ compiler.
     - ``torch``: plain torch in chunks of rows, recomputed in the backward pass; runs anywhere.
-    - ``torch_scatter``: the plain formulas over torch-scatter's kernels, for comparison.
     - ``reference``: the plain formulas; stores every edge, defines the truth.
 
     Without `backend`, a call runs on the first of triton, cpu and torch that takes its device and type.

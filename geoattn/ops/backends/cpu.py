@@ -180,9 +180,6 @@ def run(name: str, call: Any) -> None:
 
     Raises:
         IndexError: If the pattern is not one of so many.
+        MemoryError: If there is not enough memory.
     """
-    error = native.function(name)(call if isinstance(call, bytes) else ctypes.byref(call))
-    if error == 1:
-        raise IndexError("the pattern names a key or a query that does not exist")
-    if error:
-        raise IndexError("rowptr of the pattern does not rise from 0 to the number of its edges")
+    native.function(name)(call if isinstance(call, bytes) else ctypes.byref(call))

@@ -1,4 +1,4 @@
-"""Products along edges, sums and maxima over rows through the compiled kernels (csrc/simd_edges.cpp)."""
+"""Products along edges and sums over rows through the compiled kernels (csrc/simd_edges.cpp)."""
 
 from __future__ import annotations
 
@@ -33,43 +33,6 @@ def weighted_sum(weight: Tensor, value: Tensor, rows: Visits) -> Tensor:
     return out
 
 
-def weighted_max(weight: Tensor, value: Tensor, rows: Visits) -> tuple[Tensor, Tensor]:
-    """Maxima and how many edges have them, ``[N, H, C]`` both, of float32 or float64.
-
-    Raises:
-        IndexError: If a key is out of range.
-    """
-    shape = rows.rowptr.numel() - 1, *value.shape[1:]
-    out, count = value.new_empty(shape), value.new_empty(shape)
-    _run("geoattn_weighted_max", rows, value, edge=weight.contiguous(), out=out, count=count)
-    return out, count
-
-
-def weighted_max_backward(
-    weight: Tensor, value: Tensor, top: Tensor, share: Tensor, rows: Visits, columns: Visits | None
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of weights, and where there are columns of values, given the ``share`` of edges that have a maximum.
-
-    Raises:
-        IndexError: If a key is out of range.
-    """
-    weight, top, share = weight.contiguous(), top.contiguous(), share.contiguous()
-    grad_weight, grad_value = torch.empty_like(weight), None
-    _run("geoattn_weighted_max_to_weights", rows, value, own=top, edge=weight, share=share, grad_edge=grad_weight)
-    if columns is not None:
-        grad_value = value.new_empty(value.shape)
-        _run(
-            "geoattn_weighted_max_to_values",
-            columns,
-            top,
-            own=_readable(value),
-            edge=weight,
-            share=share,
-            out=grad_value,
-        )
-    return grad_weight, grad_value
-
-
 class _Call(ctypes.Structure):
     """Mirrors ``Call`` in csrc/simd_edges.cpp."""
 
@@ -78,7 +41,7 @@ class _Call(ctypes.Structure):
         ("rows", cpu.CVisits),
         *[(name, ctypes.c_void_p) for name in ("own", "other")],
         *[(name, ctypes.c_int64 * 2) for name in ("own_stride", "other_stride")],
-        *[(name, ctypes.c_void_p) for name in ("edge", "out", "count", "share", "grad_edge")],
+        *[(name, ctypes.c_void_p) for name in ("edge", "out")],
         *[(name, ctypes.c_int64) for name in ("dtype", "threads")],
     ]
 

@@ -1,4 +1,4 @@
-"""Products along edges, sums and maxima over rows in plain torch: some rows at a time, to gather little at once."""
+"""Products along edges and sums over rows in plain torch: some rows at a time, to gather little at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from geoattn.ops.backends.chunked import numbers_per_chunk, slices
-from geoattn.ops.backends.edges_reference import maxima, sum_dtype
-from geoattn.ops.backends.vector_kernels import add_at
+from geoattn.ops.backends.edges_reference import sum_dtype
 from geoattn.patterns.visits import Visits
 
 
@@ -35,33 +34,6 @@ def weighted_sum(weight: Tensor, value: Tensor, rows: Visits) -> Tensor:
             degree = rows.rowptr[chunk.start : chunk.stop + 1].diff()
             out[chunk] = torch.segment_reduce(message, "sum", lengths=degree, axis=0, unsafe=True)
     return out
-
-
-def weighted_max(weight: Tensor, value: Tensor, rows: Visits) -> tuple[Tensor, Tensor]:
-    """Maxima and how many edges have them, ``[N, H, C]`` both."""
-    shape = rows.rowptr.numel() - 1, *value.shape[1:]
-    top, count = value.new_empty(shape), value.new_empty(shape)
-    for chunk, edges, row in _chunks(value, rows):
-        message = value.index_select(0, rows.col[edges]).mul_(weight[edges].unsqueeze(-1))
-        top[chunk], count[chunk] = maxima(message, row, chunk.stop - chunk.start)
-    return top, count
-
-
-def weighted_max_backward(
-    weight: Tensor, value: Tensor, top: Tensor, share: Tensor, rows: Visits, columns: Visits | None
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of weights, and where there are columns of values, given the ``share`` of edges that have a maximum."""
-    grad_weight = torch.empty_like(weight)
-    grad_value = None if columns is None else torch.zeros_like(value)
-    for chunk, edges, row in _chunks(value, rows):
-        gathered = value.index_select(0, rows.col[edges])
-        factor = weight[edges].unsqueeze(-1)
-        upstream = share[chunk].index_select(0, row)
-        upstream.masked_fill_(gathered * factor != top[chunk].index_select(0, row), 0)
-        grad_weight[edges] = gathered.mul_(upstream).sum(-1)
-        if grad_value is not None:
-            add_at(grad_value, rows.col[edges], upstream.mul_(factor), 1)
-    return grad_weight, grad_value
 
 
 def _chunks(x: Tensor, rows: Visits) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -30,8 +30,6 @@ def attend(problem: Problem, pattern: Neighbors, name: str | None) -> tuple[Tens
     """Output ``[N, H, C]`` and log-sum-exp ``[N, H]``, on the backend ``name`` or the best one where it is None."""
     if name == "reference" or transforms_active():
         return reference.forward(problem)
-    if name == "torch_scatter":
-        return choose(problem, name).forward(problem)
     inputs = _inputs(problem)
     if traced(*inputs):
         return _call_operator(problem, pattern, name)

@@ -165,11 +165,11 @@ def test_elements_may_be_renumbered_and_samples_joined():
 
 
 def test_no_messages_are_kept():
-    conv, x = layer(k=5), features(41)
+    conv, x = layer(k=5), features(2001)  # more edges than are computed at once
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         conv(x)
-    of_edges = {shape[1:] for shape in kept if 205 in shape}
+    of_edges = {shape[1:] for shape in kept if 10005 in shape}
     assert of_edges <= {(), (1,), (3,)}
     assert of_edges
 

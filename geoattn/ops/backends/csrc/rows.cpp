@@ -5,7 +5,13 @@
 #include <utility>
 #include <vector>
 
+#include "parallel.h"
+
 namespace {
+
+using geoattn::guarded;
+using geoattn::kNotRising;
+using geoattn::kOutOfRange;
 
 // From how many edges there are in each row, at ptr[row + 1], to where each begins.
 template <class I>
@@ -22,12 +28,12 @@ void end_rows(I* ptr, int64_t rows) {
 
 // By key; edges of the same key stay as they are.
 template <class I>
-void sort_row(I* col, I* order, int64_t count, std::vector<std::pair<I, I>>& room) {
+void sort_row(I* col, I* order, int64_t count, std::vector<std::pair<I, I>>& sorted) {
   if (std::is_sorted(col, col + count)) return;
-  room.resize(count);
-  for (int64_t e = 0; e < count; ++e) room[e] = {col[e], order[e]};
-  std::sort(room.begin(), room.end());  // order ascends, so it decides between duplicates
-  for (int64_t e = 0; e < count; ++e) col[e] = room[e].first, order[e] = room[e].second;
+  sorted.resize(count);
+  for (int64_t e = 0; e < count; ++e) sorted[e] = {col[e], order[e]};
+  std::sort(sorted.begin(), sorted.end());  // order ascends, so it decides between duplicates
+  for (int64_t e = 0; e < count; ++e) col[e] = sorted[e].first, order[e] = sorted[e].second;
 }
 
 template <class I, class O>
@@ -36,7 +42,7 @@ int compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t 
   const int64_t own = loops ? std::min(keys, queries) : 0;
   std::fill(ptr, ptr + queries + 1, O(0));
   for (int64_t e = 0; e < edges; ++e) {
-    if (key[e] < 0 || key[e] >= keys || query[e] < 0 || query[e] >= queries) return -1;
+    if (key[e] < 0 || key[e] >= keys || query[e] < 0 || query[e] >= queries) return kOutOfRange;
     ptr[query[e] + 1] += !(loops && key[e] == query[e]);
   }
   for (int64_t i = 0; i < own; ++i) ++ptr[i + 1];
@@ -54,23 +60,21 @@ int compress(const I* key, const I* query, int64_t edges, int64_t keys, int64_t 
     order[to] = static_cast<O>(kept + i);
   }
   end_rows(ptr, queries);
-  std::vector<std::pair<O, O>> room;
-  for (int64_t i = 0; i < queries; ++i) sort_row(col + ptr[i], order + ptr[i], ptr[i + 1] - ptr[i] - (i < own), room);
+  std::vector<std::pair<O, O>> sorted;
+  for (int64_t i = 0; i < queries; ++i) sort_row(col + ptr[i], order + ptr[i], ptr[i + 1] - ptr[i] - (i < own), sorted);
   return 0;
 }
 
 template <class I>
-int transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int64_t edges, I* to_ptr, I* row,
-                  I* order) {
+int transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int64_t edges, I* to_ptr, I* row, I* order) {
+  if (ptr[0] != 0 || ptr[queries] != edges || !std::is_sorted(ptr, ptr + queries + 1)) return kNotRising;
   std::fill(to_ptr, to_ptr + keys + 1, I(0));
-  if (ptr[0] != 0 || ptr[queries] != edges) return -1;
   for (int64_t e = 0; e < edges; ++e) {
-    if (col[e] < 0 || col[e] >= keys) return -1;
+    if (col[e] < 0 || col[e] >= keys) return kOutOfRange;
     ++to_ptr[col[e] + 1];
   }
   begin_rows(to_ptr, keys);
   for (int64_t i = 0; i < queries; ++i) {
-    if (ptr[i + 1] < ptr[i]) return -1;
     for (I e = ptr[i]; e < ptr[i + 1]; ++e) {
       const I to = to_ptr[col[e]]++;
       row[to] = static_cast<I>(i);
@@ -83,7 +87,7 @@ int transpose(const I* ptr, const I* col, int64_t queries, int64_t keys, int64_t
 
 }  // namespace
 
-// 0, or -1: an index out of range, or rows that do not rise. `wide`: 64-bit numbers.
+// 0, or a geoattn::Failure. `wide`: 64-bit numbers.
 
 // Keys ascending in rows of queries, and for every edge its number among those given, or with `loops`, among those that
 // are no loops; the loops then follow, one to a query that is also a key, at the end of its row.
@@ -94,14 +98,16 @@ extern "C" __attribute__((visibility("default"))) int geoattn_compress(const voi
   const auto run = [&](auto from, auto to) {
     using I = decltype(from);
     using O = decltype(to);
-    return compress(static_cast<const I*>(key), static_cast<const I*>(query), edges, keys, queries, loops != 0,
-                    static_cast<O*>(ptr), static_cast<O*>(col), static_cast<O*>(order));
+    return guarded([&] {
+      return compress(static_cast<const I*>(key), static_cast<const I*>(query), edges, keys, queries, loops != 0,
+                      static_cast<O*>(ptr), static_cast<O*>(col), static_cast<O*>(order));
+    });
   };
   if (to_wide) return wide ? run(int64_t{}, int64_t{}) : run(int32_t{}, int64_t{});
   return wide ? run(int64_t{}, int32_t{}) : run(int32_t{}, int32_t{});
 }
 
-// Rows turned to columns; edges of one key keep their order. And the position of every edge among the rows, unless null.
+// The transpose; edges of one key keep their order. And the position of every edge among the rows, unless null.
 extern "C" __attribute__((visibility("default"))) int geoattn_transpose(const void* ptr, const void* col,
                                                                         int64_t queries, int64_t keys, int64_t edges,
                                                                         void* to_ptr, void* row, void* order,

@@ -24,6 +24,7 @@
 
 namespace {
 
+using geoattn::guarded;
 using geoattn::parallel_blocks;
 
 constexpr int LEAF = 32;  // points in a leaf, at most
@@ -506,39 +507,53 @@ Forest* forest(const void* pos, int64_t count, int dim, const int64_t* ptr, int6
 // Null if there is not enough memory. The points are copied.
 GEOATTN_EXPORT void* geoattn_forest_new(const void* pos, int is_float64, int64_t count, int dim, const int64_t* ptr,
                                         int64_t trees, int threads) {
-  try {
-    return is_float64 ? forest<double>(pos, count, dim, ptr, trees, threads)
+  void* made = nullptr;
+  guarded([&] {
+    made = is_float64 ? forest<double>(pos, count, dim, ptr, trees, threads)
                       : forest<float>(pos, count, dim, ptr, trees, threads);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
+    return 0;
+  });
+  return made;
 }
 
 GEOATTN_EXPORT void geoattn_forest_delete(void* forest) { delete static_cast<Forest*>(forest); }
 
+// The functions below return 0 or a geoattn::Failure.
+
 // Of the points within the squared distance `limit` of query i in tree tree_of[i], the first
 // n = rowptr[i + 1] - rowptr[i] <= k by (distance, index) go to col[rowptr[i]:]; n must not be more than there are.
 // query [queries, dim] of the type of pos, or null for the points themselves. tree_of null: tree 0; negative: no tree.
-GEOATTN_EXPORT void geoattn_forest_knn(const void* forest, const void* query, const int64_t* tree_of, int64_t queries,
-                                       int64_t k, double limit, const int64_t* rowptr, int64_t* col, int threads) {
-  static_cast<const Forest*>(forest)->knn(query, tree_of, queries, k, limit, rowptr, col, threads);
+GEOATTN_EXPORT int geoattn_forest_knn(const void* forest, const void* query, const int64_t* tree_of, int64_t queries,
+                                      int64_t k, double limit, const int64_t* rowptr, int64_t* col, int threads) {
+  return guarded([&] {
+    static_cast<const Forest*>(forest)->knn(query, tree_of, queries, k, limit, rowptr, col, threads);
+    return 0;
+  });
 }
 
 // How many points there are within `limit` of every query; counts of queries without a tree are left alone.
-GEOATTN_EXPORT void geoattn_forest_count(const void* forest, const void* query, const int64_t* tree_of, int64_t queries,
-                                         double limit, int64_t* counts, int threads) {
-  static_cast<const Forest*>(forest)->count(query, tree_of, queries, limit, counts, threads);
+GEOATTN_EXPORT int geoattn_forest_count(const void* forest, const void* query, const int64_t* tree_of, int64_t queries,
+                                        double limit, int64_t* counts, int threads) {
+  return guarded([&] {
+    static_cast<const Forest*>(forest)->count(query, tree_of, queries, limit, counts, threads);
+    return 0;
+  });
 }
 
 // All of them, by (distance, index).
-GEOATTN_EXPORT void geoattn_forest_radius(const void* forest, const void* query, const int64_t* tree_of,
-                                          int64_t queries, double limit, const int64_t* rowptr, int64_t* col,
-                                          int threads) {
-  static_cast<const Forest*>(forest)->within(query, tree_of, queries, limit, rowptr, col, threads);
+GEOATTN_EXPORT int geoattn_forest_radius(const void* forest, const void* query, const int64_t* tree_of, int64_t queries,
+                                         double limit, const int64_t* rowptr, int64_t* col, int threads) {
+  return guarded([&] {
+    static_cast<const Forest*>(forest)->within(query, tree_of, queries, limit, rowptr, col, threads);
+    return 0;
+  });
 }
 
 // outptr[t + 1] - outptr[t] points of tree t from start[t] on, each the farthest from those before, to out[outptr[t]:].
-GEOATTN_EXPORT void geoattn_forest_farthest(const void* forest, const void* pos, const int64_t* start,
-                                            const int64_t* outptr, int64_t* out, int threads) {
-  static_cast<const Forest*>(forest)->farthest(pos, start, outptr, out, threads);
+GEOATTN_EXPORT int geoattn_forest_farthest(const void* forest, const void* pos, const int64_t* start,
+                                           const int64_t* outptr, int64_t* out, int threads) {
+  return guarded([&] {
+    static_cast<const Forest*>(forest)->farthest(pos, start, outptr, out, threads);
+    return 0;
+  });
 }

@@ -630,9 +630,11 @@ struct Attention {
 };
 
 int dispatch(const Call& call, bool backward) {
-  return for_type_and_heads(call.dtype, call.heads, [&](auto type, auto heads) {
-    Attention<decltype(type), heads> attention(call);
-    return backward ? attention.backward() : attention.forward();
+  return geoattn::guarded([&] {
+    return for_type_and_heads(call.dtype, call.heads, [&](auto type, auto heads) {
+      Attention<decltype(type), heads> attention(call);
+      return backward ? attention.backward() : attention.forward();
+    });
   });
 }
 

@@ -1,9 +1,8 @@
-// Dot products along the edges of compressed rows, and sums and maxima over the edges of every row with given weights.
+// Dot products along the edges of compressed rows, and sums over the edges of every row with given weights.
 //
 // Tiles of 16 edges that share a row, all heads side by side, as in attention (simd_attend.cpp). Every number has one
 // owner and every sum one order, so the bits do not depend on the number of threads.
 
-#include <algorithm>
 #include <atomic>
 #include <type_traits>
 #include <vector>
@@ -24,11 +23,7 @@ struct Call {
   const void *own, *other;  // [queries, heads, length], where they are read, and [keys, heads, length]
   int64_t own_stride[2], other_stride[2];
   void* edge;  // [edges, heads]: products, or weights
-  void* out;   // [queries, heads, length]: sums, or maxima
-  // Of maxima only.
-  void* count;        // [queries, heads, length]: edges that have the maximum
-  const void* share;  // the gradient of every maximum divided by its count; lies as the maxima do
-  void* grad_edge;    // [edges, heads]
+  void* out;   // [queries, heads, length]: sums
   int64_t dtype, threads;
 };
 
@@ -88,80 +83,6 @@ struct Edges {
     return error;
   }
 
-  // Maxima of weight * other and how many edges have them; 0 and 1 where there is no edge. Of one head at a time.
-  int maxima() {
-    return each_head([&](const Tile& tile, int64_t h, const A* weight, const Rows<T>& rows) LAMBDA_INLINE {
-      T *top = at_row(call.out, tile.row, h), *count = at_row(call.count, tile.row, h);
-      lanes<A>(0, L, [&](int64_t c, int n) LAMBDA_INLINE {
-        Vec<A> most = tile.first ? splat(A(tile.count ? -INFINITY : 0)) : load_n(top + c, n);
-        Vec<A> many = tile.first ? splat(A(tile.count ? 0 : 1)) : load_n(count + c, n);
-        for (int b = 0; b < tile.count; ++b) {
-          const Vec<A> x = weight[b] * load_n(rows.at(b, 0) + c, n);
-          const Mask<A> more = ~(x <= most) & (most == most);  // NaN is more than anything, and stays
-          many = more ? splat(A(1)) : x == most ? many + 1 : many;
-          most = more ? x : most;
-        }
-        store_n(top + c, most, n), store_n(count + c, many, n);
-      });
-    });
-  }
-
-  // Gradients of the weights: own is the maxima.
-  int maxima_to_weights() {
-    return each_head([&](const Tile& tile, int64_t h, const A* weight, const Rows<T>& rows) LAMBDA_INLINE {
-      const T *top = at_row(call.own, tile.row, h), *share = at_row(call.share, tile.row, h);
-      for (int b = 0; b < tile.count; ++b) {
-        Vec<A> sum{};
-        lanes<A>(0, L, [&](int64_t c, int n) LAMBDA_INLINE {
-          const Vec<A> x = load_n(rows.at(b, 0) + c, n);
-          sum += weight[b] * x == load_n(top + c, n) ? x * load_n(share + c, n) : Vec<A>{};
-        });
-        static_cast<T*>(call.grad_edge)[tile.edge[b] * H + h] = fold_rest<1, A>(sum)[0];
-      }
-    });
-  }
-
-  // Gradients of the values, along the transpose: own is the values, other the maxima.
-  int maxima_to_values() {
-    return each_head([&](const Tile& tile, int64_t h, const A* weight, const Rows<T>& rows) LAMBDA_INLINE {
-      const Rows<T> shares{call.share, rows.stride, rows.number, rows.offset};
-      const T* own = row_of<T>(call.own, call.own_stride, tile.row) + h * call.own_stride[1];
-      T* out = at_row(call.out, tile.row, h);
-      for (int b = 0; b < tile.count; ++b) shares.prefetch(b, 0, static_cast<int>(L * kItem));
-      lanes<A>(0, L, [&](int64_t c, int n) LAMBDA_INLINE {
-        const Vec<A> x = load_n(own + c, n);
-        Vec<A> sum = tile.first ? Vec<A>{} : load_n(out + c, n);
-        for (int b = 0; b < tile.count; ++b) {
-          const Mask<A> has = weight[b] * x == load_n(rows.at(b, 0) + c, n);
-          sum += has ? weight[b] * load_n(shares.at(b, 0) + c, n) : Vec<A>{};
-        }
-        store_n(out + c, sum, n);
-      });
-    });
-  }
-
-  // work(tile, head, its weights, its other rows)
-  template <class Work>
-  INLINE int each_head(const Work& work) {
-    parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
-      Buffer<A> copy(kTile);
-      walk.batches(from, to, [&](Batch& batch) {
-        for (const Tile& tile : batch) {
-          for (int64_t h = 0; h < H; ++h) {
-            const Rows<T> rows = others(tile, h);
-            for (int b = 0; b < tile.count; ++b) rows.prefetch(b, 0, static_cast<int>(L * kItem));
-            work(tile, h, weights(tile, h, copy), rows);
-          }
-        }
-      });
-    });
-    return error;
-  }
-
-  template <class V>
-  INLINE auto at_row(V* p, int64_t i, int64_t h) const {
-    return static_cast<std::conditional_t<std::is_const_v<V>, const T*, T*>>(p) + (i * H + h) * L;
-  }
   INLINE Rows<T> others(const Tile& tile, int64_t h) const {
     return {call.other, call.other_stride[0] * kItem, tile.node, &in_other[h]};
   }
@@ -191,22 +112,12 @@ struct Edges {
 template <class Work>
 int with_type_and_heads(const void* p, const Work& work) {
   const Call& call = *static_cast<const Call*>(p);
-  return for_type_and_heads(call.dtype, call.heads, [&](auto type, auto heads) {
-    Edges<decltype(type), heads> edges(call);
-    return work(edges);
+  return geoattn::guarded([&] {
+    return for_type_and_heads(call.dtype, call.heads, [&](auto type, auto heads) {
+      Edges<decltype(type), heads> edges(call);
+      return work(edges);
+    });
   });
-}
-
-// For float32 and float64 only, a head at a time.
-template <class Work>
-int with_sum_type(const void* p, const Work& work) {
-  const Call& call = *static_cast<const Call*>(p);
-  if (call.dtype == 1) {
-    Edges<double, 1> edges(call);
-    return work(edges);
-  }
-  Edges<float, 1> edges(call);
-  return work(edges);
 }
 
 }  // namespace
@@ -216,15 +127,6 @@ GEOATTN_EXPORT(geoattn_edge_dot)(const void* call) {
 }
 GEOATTN_EXPORT(geoattn_weighted_sum)(const void* call) {
   return with_type_and_heads(call, [](auto& edges) { return edges.sums(); });
-}
-GEOATTN_EXPORT(geoattn_weighted_max)(const void* call) {
-  return with_sum_type(call, [](auto& edges) { return edges.maxima(); });
-}
-GEOATTN_EXPORT(geoattn_weighted_max_to_weights)(const void* call) {
-  return with_sum_type(call, [](auto& edges) { return edges.maxima_to_weights(); });
-}
-GEOATTN_EXPORT(geoattn_weighted_max_to_values)(const void* call) {
-  return with_sum_type(call, [](auto& edges) { return edges.maxima_to_values(); });
 }
 
 }  // namespace GEOATTN_NAMESPACE

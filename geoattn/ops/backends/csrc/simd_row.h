@@ -102,8 +102,7 @@ int for_type_and_heads(int64_t dtype, int64_t heads, const Work& work) {
     case 0: return for_heads<float>(heads, work);
     case 1: return for_heads<double>(heads, work);
     case 2: return for_heads<bf16>(heads, work);
-    case 3: return for_heads<f16>(heads, work);
-    default: return -1;
+    default: return for_heads<f16>(heads, work);
   }
 }
 

@@ -344,7 +344,7 @@ class Whole {
 
   void forward() {
     std::atomic<int64_t> next{0};
-    run(call_.threads, [&] {
+    on_threads(static_cast<int>(call_.threads), [&] {
       Tile tile(call_, capacity_);
       for (int64_t t; (t = next++) < tiles();) {
         compute(tile, cuts_[t], cuts_[t + 1]);
@@ -368,7 +368,7 @@ class Whole {
       now->start(std::min(first, tiles()), std::min(first + step, tiles()), *this);
       std::atomic<int64_t> next{before->last > before->first ? 0 : strips}, thread{0};
       const int64_t tasks = strips + (now->last - now->first + kBlockTiles - 1) / kBlockTiles;
-      run(std::min(call_.threads, tasks - next), [&] {
+      on_threads(static_cast<int>(std::min(call_.threads, tasks - next)), [&] {
         std::unique_ptr<Tile>& tile = spaces[thread++];
         for (int64_t task; (task = next++) < tasks;) {
           if (task < strips) {
@@ -421,12 +421,6 @@ class Whole {
   int64_t tiles() const { return static_cast<int64_t>(cuts_.size()) - 1; }
   int64_t edge(int64_t tile) const { return call_.rowptr[cuts_[tile]]; }
 
-  template <class Body>
-  static void run(int64_t threads, const Body& body) {
-    on_threads([](void* data) { (*static_cast<const Body*>(data))(); }, const_cast<Body*>(&body),
-               static_cast<int>(threads));
-  }
-
   // delta and score of the edges of some rows.
   void compute(Tile& tile, int64_t begin, int64_t end) {
     tile.first = call_.rowptr[begin];
@@ -478,22 +472,20 @@ class Whole {
   int64_t capacity_;
 };
 
-// Calls body(call, float or double); or returns 1 where the pattern points outside.
+// Calls body(call, float or double), unless the pattern is wrong. Returns 0 or a geoattn::Failure.
 template <class Body>
 int typed(const void* call, const Body& body) {
   const Call& c = *static_cast<const Call*>(call);
-  for (int64_t i = c.begin; i < c.end; ++i)
-    if (c.rowptr[i] > c.rowptr[i + 1]) return 1;
-  if (c.rowptr[c.begin] < 0 || c.rowptr[c.end] > c.edges) return 1;
+  if (!std::is_sorted(c.rowptr + c.begin, c.rowptr + c.end + 1)) return geoattn::kNotRising;
+  if (c.rowptr[c.begin] < 0 || c.rowptr[c.end] > c.edges) return geoattn::kNotRising;
   uint64_t largest = 0;
   for (int64_t e = c.rowptr[c.begin]; e < c.rowptr[c.end]; ++e)
     largest = std::max(largest, static_cast<uint64_t>(c.col[e]));  // negative ones are larger still
-  if (c.rowptr[c.begin] < c.rowptr[c.end] && largest >= static_cast<uint64_t>(c.keys)) return 1;
-  if (c.is_double)
-    body(c, double{});
-  else
-    body(c, float{});
-  return 0;
+  if (c.rowptr[c.begin] < c.rowptr[c.end] && largest >= static_cast<uint64_t>(c.keys)) return geoattn::kOutOfRange;
+  return geoattn::guarded([&] {
+    c.is_double ? body(c, double{}) : body(c, float{});
+    return 0;
+  });
 }
 
 }  // namespace

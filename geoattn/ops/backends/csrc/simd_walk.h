@@ -5,6 +5,7 @@
 #include <atomic>
 #include <limits>
 
+#include "parallel.h"
 #include "simd_tile.h"
 
 namespace GEOATTN_NAMESPACE {
@@ -52,10 +53,11 @@ struct Batch {
 // Rows of `visits`, whose edges lead to one of `others` nodes.
 class Walk {
  public:
-  // `positions`: whether those of edges matter. `error` becomes 1 where a node or a position is out of range, 2 where ptr
-  // does not rise or a row is out of range.
+  // `positions`: whether those of edges matter. `error` becomes a geoattn::Failure where a number is wrong.
   Walk(const Visits& visits, int64_t rows, int64_t others, int64_t edges, bool positions, std::atomic<int>& error)
-      : visits_(visits), rows_(rows), others_(others), edges_(edges), positions_(positions), error_(error) {}
+      : visits_(visits), rows_(rows), others_(others), edges_(edges), positions_(positions), error_(error) {
+    if (visits.number(visits.ptr, 0) != 0 || visits.number(visits.ptr, rows) != edges) error_ = geoattn::kNotRising;
+  }
 
   // Calls work(batch) for the tiles of rows `from` to `to`, in their order. One step after the other is done for all
   // tiles of a batch, so that the steps of short rows do not wait for each other; a row that fits into a batch is not
@@ -80,7 +82,7 @@ class Walk {
         tile.visit = i, tile.whole = whole;
         tile.row = visits_.row_at(i), tile.row_ahead = visits_.row_at(std::min(i + kBatch, rows_ - 1));
         if (end < begin || end > edges_ || !inside(tile.row, rows_)) {
-          error_ = 2;
+          error_ = geoattn::kNotRising;
           return;
         }
         tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
@@ -104,20 +106,20 @@ class Walk {
   };
 
   NOINLINE bool move(int64_t begin, Window& window) const {
-    if (begin < 0 || begin > edges_) return fail(2);
+    if (begin < 0 || begin > edges_) return fail(geoattn::kNotRising);
     const int count = static_cast<int>(std::min<int64_t>(kWindow, edges_ - begin));
     window.begin = begin, window.end = begin + kWindow;
     if (count == 0) return true;
     visits_.read(visits_.node, begin, count, window.node);
     std::fill(window.node + count, window.node + kWindow, window.node[0]);
-    if (!all_inside(window.node, others_)) return fail(1);
+    if (!all_inside(window.node, others_)) return fail(geoattn::kOutOfRange);
     if (!positions_) return true;
     if (visits_.edge)
       visits_.read(visits_.edge, begin, count, window.edge);
     else
       for (int b = 0; b < count; ++b) window.edge[b] = begin + b;
     std::fill(window.edge + count, window.edge + kWindow, window.edge[0]);
-    return all_inside(window.edge, edges_) || fail(1);
+    return all_inside(window.edge, edges_) || fail(geoattn::kOutOfRange);
   }
   static INLINE bool inside(int64_t number, int64_t count) {
     return static_cast<uint64_t>(number) < static_cast<uint64_t>(count);
@@ -127,8 +129,8 @@ class Walk {
     for (int b = 0; b < kWindow; ++b) good &= inside(number[b], count);
     return good;
   }
-  bool fail(int code) const {
-    error_ = code;
+  bool fail(geoattn::Failure failure) const {
+    error_ = failure;
     return false;
   }
 

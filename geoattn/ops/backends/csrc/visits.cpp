@@ -4,7 +4,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
+
 namespace {
+
+using geoattn::guarded;
+using geoattn::kNotRising;
+using geoattn::kOutOfRange;
 
 constexpr int64_t kCluster = 512;  // rows; at 512 bytes for a key and as many for a value, half of a core's cache
 constexpr int64_t kSamples = 64;
@@ -55,11 +61,9 @@ void clusters(const I* ptr, const I* node, int64_t rows, O* order, O* left) {
 
 template <class I, class O>
 int visits(const I* ptr, const I* node, O* to_ptr, O* to_node, O* to_row, int64_t rows, int64_t edges) {
-  for (int64_t i = 0; i < rows; ++i)
-    if (ptr[i + 1] < ptr[i]) return -1;
-  if (ptr[0] != 0 || ptr[rows] != edges) return -1;
+  if (ptr[0] != 0 || ptr[rows] != edges || !std::is_sorted(ptr, ptr + rows + 1)) return kNotRising;
   for (int64_t e = 0; e < edges; ++e)
-    if (node[e] < 0 || node[e] >= rows) return -1;
+    if (node[e] < 0 || node[e] >= rows) return kOutOfRange;
 
   // Along a curve through a volume, rows of 16 neighbors name about two nodes each; on a surface, fewer.
   const double before = spread(ptr, node, rows);
@@ -76,15 +80,17 @@ int visits(const I* ptr, const I* node, O* to_ptr, O* to_node, O* to_row, int64_
 
 }  // namespace
 
-// 1: written, 0: would not pay, -1: rows that do not rise or a node out of range. `wide`: 64-bit numbers.
+// 1: written, 0: would not pay; or a geoattn::Failure. `wide`: 64-bit numbers.
 extern "C" __attribute__((visibility("default"))) int geoattn_visits(const void* ptr, const void* node, void* to_ptr,
                                                                      void* to_node, void* to_row, int64_t rows,
                                                                      int64_t edges, int64_t wide, int64_t to_wide) {
   const auto run = [&](auto from, auto to) {
     using I = decltype(from);
     using O = decltype(to);
-    return visits(static_cast<const I*>(ptr), static_cast<const I*>(node), static_cast<O*>(to_ptr),
-                  static_cast<O*>(to_node), static_cast<O*>(to_row), rows, edges);
+    return guarded([&] {
+      return visits(static_cast<const I*>(ptr), static_cast<const I*>(node), static_cast<O*>(to_ptr),
+                    static_cast<O*>(to_node), static_cast<O*>(to_row), rows, edges);
+    });
   };
   if (to_wide) return run(int64_t{}, int64_t{});
   return wide ? run(int64_t{}, int32_t{}) : run(int32_t{}, int32_t{});
