@@ -1,5 +1,6 @@
 """The benchmarks run and write what they promise. What they measure is not tested."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, graph_layers, graphs, harness, peers
+from benchmarks import attention, device, graph_layers, graphs, harness, peers
 from benchmarks.harness import BOTH, FORWARD
 from geoattn import Neighbors
+from tests.pretend import pretend_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--quick", "--device", "cpu", "--threads", "1", *arguments]
+def run(module: str, *arguments: str, threads: bool = True) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--quick", "--device", "cpu", *arguments]
+    command += ["--threads", "1"] if threads else []
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -188,3 +191,76 @@ def test_mesh_has_about_the_size_asked_for(size):
     pattern = graphs.body_meshes(size)
     assert abs(pattern.num_queries - size) < 0.1 * size
     assert 6.5 < pattern.num_edges / pattern.num_queries < 7.5
+
+
+def test_a_device_is_checked_and_timed(tmp_path):
+    """As much as fits into a test: a section of either kind, each in a process of its own."""
+    sections = ["--only", "windows"]
+    done = run("device", *sections, "--output", str(tmp_path), threads=False)
+    assert done.returncode == 0, done.stderr
+    (report,) = tmp_path.glob("device-*.md")
+    text = report.read_text()
+    assert "failed" not in text
+    assert re.search(r"^\| equal runs, float32 \| right, to [\d.e-]+ \|$", text, re.MULTILINE)
+    assert re.search(r"^\| attend over Windows \| [\d.]+ \| [\d.]+ \| [\d.]+ and [\d.]+ \| - \|$", text, re.MULTILINE)
+
+
+def test_parity_checks_run_on_another_device(monkeypatch):
+    """What they compute there is all there: on a real GPU nothing of this file can be tried before."""
+    monkeypatch.setattr(device, "SECTIONS", {})
+    device.make_sections()
+    skipped = {"compiled", "tests/ops/test_triton.py", "evaluation of SurfaceTransformer"}
+    with pretend_gpu() as there:
+        place = device.Place(str(there), quick=True)
+        for section, steps in device.SECTIONS.items():
+            for name, step in steps.items() if section.startswith("Parity") else ():
+                if name not in skipped:
+                    ((result,),) = step(place)
+                    assert "right" in result or result == "equal", (section, name)
+
+
+def test_what_fails_on_a_device_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
+    def wrong(place):
+        raise AssertionError("two | three")
+
+    def right(place):
+        return [["right"]]
+
+    steps = {"first": right, "second": wrong, "third": right}
+    monkeypatch.setattr(device, "SECTIONS", {"Parity: one": steps})
+    monkeypatch.setattr(device, "HEADERS", {"Parity: one": device.CHECKED})
+    place = device.Place("cpu", quick=True)
+    session = device.Session(place, tmp_path / "device.md", tmp_path, 0.0, float("inf"))
+    assert device.child("Parity: one", 0, place, session.log("Parity: one")) == 0
+    session.write()
+    assert session.wrong() == ["Parity: one: second"]
+    text = (tmp_path / "device.md").read_text()
+    assert "| second | **failed**: AssertionError: two / three |" in text
+    assert "| third | right |" in text
+    assert "Traceback" in text
+
+
+def test_a_process_that_dies_on_a_device_is_followed_by_another(tmp_path, monkeypatch):
+    """As after an illegal access, which ends the process or all it can do."""
+    monkeypatch.setattr(device, "SECTIONS", {"Parity: one": dict.fromkeys(("first", "second", "third"))})
+    monkeypatch.setattr(device, "HEADERS", {"Parity: one": device.CHECKED})
+    place = device.Place("cpu", quick=True)
+    session = device.Session(place, tmp_path / "device.md", tmp_path, 0.0, float("inf"))
+    starts = []
+
+    class Dying:
+        returncode = -11
+
+        def __init__(self, command, cwd):
+            start = int(command[command.index("--start") + 1])
+            starts.append(start)
+            with session.log("Parity: one").open("a") as file:
+                file.write(json.dumps({"number": start, "name": str(start), "state": "begun"}) + "\n")
+
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(device.subprocess, "Popen", Dying)
+    session.together(["Parity: one"], float("inf"))
+    assert starts == [0, 1, 2]
+    assert len(session.wrong()) == 3

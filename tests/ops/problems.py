@@ -75,8 +75,8 @@ def run(name, pattern, arguments, seed=0, **options):
         torch.manual_seed(seed)
         out, lse = attend(pattern=pattern, return_lse=True, **arguments, **options)
         make = torch.Generator().manual_seed(1)
-        of_out = torch.randn(out.shape, generator=make, dtype=torch.float64).to(out.dtype)
-        of_lse = torch.randn(lse.shape, generator=make, dtype=torch.float64).to(lse.dtype)
+        of_out = torch.randn(out.shape, generator=make, dtype=torch.float64).to(out)
+        of_lse = torch.randn(lse.shape, generator=make, dtype=torch.float64).to(lse)
         finite = lse.where(lse.isfinite(), 0)
         grads = torch.autograd.grad([out, finite], list(arguments.values()), [of_out, of_lse], allow_unused=True)
     return {"out": out, "lse": lse, **dict(zip(arguments, grads, strict=True))}
