@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from geoattn._forced import forced
-from geoattn.ops.backends import vector_recomputed, vector_reference
+from geoattn.ops.backends import vector_chain, vector_reference
 from geoattn.ops.backends.choose import kernels_for
+from geoattn.ops.backends.modes import traced, transforms_active
+from geoattn.ops.backends.recompute import of_all_rows, recompute
 from geoattn.patterns import Neighbors
 
 
@@ -78,18 +80,15 @@ def vector_attend(
     key_position = position if key_position is None else key_position
     _check(query, key, value, pattern, position, key_position, dropout)
     backend = kernels_for(forced(), query, "vector attention")
-    if (
-        backend != "reference"
-        and not dropout
-        and not torch.compiler.is_compiling()
-        and isinstance(pos_nn, nn.Module)
-        and (attn_nn is None or isinstance(attn_nn, nn.Module))
-        and vector_recomputed.separable(pos_nn, position)
-        and (attn_nn is None or vector_recomputed.separable(attn_nn, query))
-    ):
-        inputs = vector_recomputed.Inputs(query, key, value, position, key_position)
-        return vector_recomputed.forward(inputs, pattern, pos_nn, attn_nn, backend)
-    return vector_reference.forward(query, key, value, position, key_position, pattern, pos_nn, attn_nn, dropout)
+    queries, keys, networks = (query, position), (key, value, key_position), (pos_nn, attn_nn)
+    if backend == "reference" or dropout or not all(x is None or isinstance(x, nn.Module) for x in networks):
+        formulas = partial(vector_reference.formulas, dropout=dropout)
+        return of_all_rows(formulas, pattern, queries, keys, (), networks)
+    if not traced(query) and not transforms_active():
+        problem = vector_chain.problem(query, key, value, position, key_position, pattern, pos_nn, attn_nn)
+        if problem is not None:
+            return vector_chain.attend(problem, backend)
+    return recompute(vector_reference.formulas, pattern, queries, keys, (), networks)
 
 
 def _check(

@@ -7,11 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch_geometric.nn import MLP, LayerNorm, PointTransformerConv
 
 from geoattn import Neighbors, native
 from geoattn.ops import vector_attend
-from geoattn.ops.backends import vector_recomputed
+from geoattn.ops.backends import recompute, vector_reference
 from geoattn.ops.backends.choose import backend
 from tests.ops.problems import random_pattern
 
@@ -102,7 +104,7 @@ def test_equals_vector_attention_written_out(name, pattern, kind, widths, seed):
 @pytest.mark.parametrize("name", BACKENDS[1:])
 @pytest.mark.parametrize("edges", [1, 7, 1000])
 def test_gradients_equal_the_reference_however_rows_are_cut(name, kind, edges, monkeypatch):
-    monkeypatch.setitem(vector_recomputed.EDGES_PER_CHUNK, "cpu", edges)
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", edges)
     torch.manual_seed(0)
     pos_nn, attn_nn = networks(kind, 12, 4, torch.float64)
     # Rows that are longer than a chunk and empty ones, at the ends too; some thousand edges are many compiled tiles.
@@ -205,7 +207,8 @@ def test_same_bits_run_after_run_and_for_any_number_of_threads(name, kind, threa
 
 @pytest.mark.parametrize("name", BACKENDS[1:])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_per_edge_is_kept(name, kind):
+def test_nothing_per_edge_is_kept(name, kind, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 100)
     torch.manual_seed(0)
     pos_nn, attn_nn = networks(kind, 8, 8, torch.float32)
     pattern = random_pattern(50, 60, 700)
@@ -231,7 +234,7 @@ class WithBatchStatistics(nn.Module):
     "norm", [nn.BatchNorm1d(8), nn.BatchNorm1d(8, track_running_stats=False), LayerNorm(8, mode="graph")]
 )
 def test_statistics_are_of_all_edges_and_taken_once(name, norm, monkeypatch):
-    monkeypatch.setitem(vector_recomputed.EDGES_PER_CHUNK, "cpu", 50)
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 50)
     torch.manual_seed(0)
     args = inputs(random_pattern(20, 20, 300), 8, torch.float32)
     found = {}
@@ -247,7 +250,8 @@ def test_statistics_are_of_all_edges_and_taken_once(name, norm, monkeypatch):
 
 
 @pytest.mark.parametrize("name", BACKENDS[1:])
-def test_batch_norm_in_evaluation_is_recomputed(name):
+def test_batch_norm_in_evaluation_is_recomputed(name, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 100)
     torch.manual_seed(0)
     attn_nn = WithBatchStatistics(nn.BatchNorm1d(8))
     args, kept = inputs(random_pattern(20, 20, 300), 8, torch.float32), []
@@ -260,12 +264,13 @@ def test_batch_norm_in_evaluation_is_recomputed(name):
     assert all(300 not in shape for shape in kept)
     expected = vector_attend(*args, pos_nn=lambda x: pos_nn(x), attn_nn=attn_nn)
     tensors = tensors_of(args, pos_nn, attn_nn)
-    torch.testing.assert_close(gradients(out, tensors), gradients(expected, tensors), rtol=1e-4, atol=1e-5)
+    expected = gradients(expected, tensors)
+    torch.testing.assert_close(gradients(out, tensors), expected, rtol=1e-4, atol=1e-5)
     with backend(name):
         out = vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
-        attn_nn.train()
-        with pytest.raises(RuntimeError, match="switched between training and evaluation"):
-            out.sum().backward()
+        attn_nn.train()  # after the forward pass
+        found = gradients(out, tensors)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -293,18 +298,6 @@ def test_dropout_has_the_right_mean_and_its_own_gradient(name, inside):
             mean = torch.stack([call().detach() for _ in range(800)]).mean(0)
             expected = vector_attend(*args, pos_nn=pos_nn)
             torch.testing.assert_close(mean, expected.detach(), atol=0.25, rtol=0)
-
-
-def test_trying_the_networks_leaves_them_and_the_random_state_as_they_were():
-    torch.manual_seed(0)
-    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
-    before = copy.deepcopy(layer.state_dict())
-    state = torch.get_rng_state()
-    assert not vector_recomputed.separable(layer, torch.zeros(1, 4))
-    assert not vector_recomputed.separable(nn.Dropout(), torch.zeros(1, 4))
-    assert vector_recomputed.separable(nn.Dropout().eval(), torch.zeros(1, 4))
-    assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(x, layer.state_dict()[name]) for name, x in before.items())
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -342,20 +335,229 @@ def test_autocast_equals_the_reference(name):
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("kind", ["chain", "other"])
-def test_frozen_tensors(name, kind):
+@pytest.mark.parametrize("frozen", [(), ("pos_nn",), ("attn_nn",), ("pos_nn", "attn_nn")])
+@pytest.mark.parametrize("wanted", [range(5), *[(n,) for n in range(5)], (0, 3), (1, 2), (3, 4), ()])
+def test_gradients_of_some_inputs(name, kind, frozen, wanted, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 7)
     torch.manual_seed(0)
     pos_nn, attn_nn = networks(kind, 6, 6, torch.float64)
     args = inputs(random_pattern(5, 5, 20), 6)
+    for n, x in enumerate(tensors_of(args)):
+        x.requires_grad_(n in wanted)
+    pos_nn.requires_grad_("pos_nn" not in frozen)
+    attn_nn.requires_grad_("attn_nn" not in frozen)
+    ends = [x for x in tensors_of(args, pos_nn, attn_nn) if x.requires_grad]
     with backend(name):
-        expected = gradients(vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn), tensors_of(args, pos_nn, attn_nn))
-        frozen = [0, 3, 5, 6]
-        tensors = tensors_of(args, pos_nn, attn_nn)
-        for f in frozen:
-            tensors[f].requires_grad_(False)
-        left = [t for t in range(len(tensors)) if t not in frozen]
         out = vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
-        found = gradients(out, [tensors[t] for t in left])
-    torch.testing.assert_close(found, [expected[t] for t in left])
+    expected = vector_reference.formulas(*of_edges(args), (pos_nn, attn_nn))
+    torch.testing.assert_close(out, expected)
+    if ends:
+        twice = [torch.autograd.grad(x.sum(), ends, create_graph=True, allow_unused=True) for x in (out, expected)]
+        torch.testing.assert_close(*[[torch.zeros(0) if x is None else x for x in grads] for grads in twice])
+        torch.testing.assert_close(gradients(out, ends), gradients(expected, ends))
+    else:
+        assert not out.requires_grad
+
+
+def of_edges(args):
+    """Queries, keys, nothing and rows, as the formulas take them."""
+    query, key, value, pattern, position, key_position = args
+    return (query, position), [x[pattern.col] for x in (key, value, key_position)], (), pattern.row.long()
+
+
+USES = {
+    "grad": lambda f, x: grad(lambda x: f(x).square().sum())(x),
+    "jacrev": lambda f, x: jacrev(f)(x),
+    "jvp": lambda f, x: jvp(f, (x,), (x.sin(),)),
+    "hessian": lambda f, x: hessian(lambda x: f(x).square().sum())(x),
+    "vmap": lambda f, x: vmap(f)(torch.stack([x, x.sin()])),
+    "batched gradients": lambda f, x: batched_gradients(f, x),
+}
+
+
+def batched_gradients(call, x):
+    x = x.clone().requires_grad_()
+    out = call(x)
+    return torch.autograd.grad(out, x, torch.eye(out.numel()).view(-1, *out.shape).to(out), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", ["chain", "other"])
+@pytest.mark.parametrize("use", USES)
+def test_torch_func_and_batched_gradients(name, kind, use, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 7)
+    torch.manual_seed(0)
+    pos_nn, attn_nn = networks(kind, 4, 2, torch.float64)
+    attn_nn = attn_nn if kind == "chain" else nn.Sequential(nn.Linear(4, 2), nn.Sigmoid()).double()
+    args = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs(random_pattern(4, 3, 9), 4)]
+    rest = (), args[3].row.long()
+
+    def call(run, which):
+        return USES[use](lambda x: run(*args[:which], x, *args[which + 1 :]), args[which])
+
+    def formulas(query, key, value, pattern, position, key_position):
+        keys = [x.index_select(0, pattern.col) for x in (key, value, key_position)]
+        return vector_reference.formulas((query, position), keys, *rest, (pos_nn, attn_nn))
+
+    with backend(name):
+        for which in (0, 1, 2, 4, 5):
+            found = call(lambda *args: vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn), which)
+            torch.testing.assert_close(found, call(formulas, which))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", ["chain", "other"])
+def test_torch_func_of_parameters(name, kind):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.pos_nn, self.attn_nn = networks(kind, 8, 8, torch.float64)
+
+        def forward(self, args):
+            return vector_attend(*args, pos_nn=self.pos_nn, attn_nn=self.attn_nn)
+
+    layer, args = Layer(), inputs(random_pattern(5, 5, 20), 8)
+    parameters = dict(layer.named_parameters())
+    with backend(name):
+        found = grad(lambda p: functional_call(layer, p, (args,)).square().sum())(parameters)
+        expected = torch.autograd.grad(layer(args).square().sum(), list(parameters.values()))
+    torch.testing.assert_close(tuple(found.values()), expected)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", ["chain", "other"])
+def test_forward_mode(name, kind):
+    torch.manual_seed(0)
+    pos_nn, attn_nn = networks(kind, 4, 2, torch.float64)
+    args = inputs(random_pattern(4, 3, 9), 4)
+
+    def call(*_):
+        return vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
+
+    with backend(name):
+        tangent = torch.randn_like(args[0])
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(args[0].detach(), tangent)
+            out = vector_attend(dual, *args[1:], pos_nn=pos_nn, attn_nn=attn_nn)
+            found = torch.autograd.forward_ad.unpack_dual(out).tangent
+        step = 1e-6 * tangent
+        ahead, behind = (
+            vector_attend(args[0] + sign * step, *args[1:], pos_nn=pos_nn, attn_nn=attn_nn) for sign in (1, -1)
+        )
+    torch.testing.assert_close(found, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_mode_before_training(name, kind, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 7)
+    torch.manual_seed(0)
+    pos_nn, attn_nn = networks(kind, 8, 8, torch.float64)
+    args = inputs(random_pattern(5, 5, 20), 8)
+    with backend(name):
+        with torch.inference_mode():
+            before = vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
+        out = vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
+        out.sum().backward()
+    torch.testing.assert_close(out, before)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", ["chain", "other"])
+def test_fake_tensors(name, kind):
+    pattern = random_pattern(5, 5, 20)
+    pos_nn, attn_nn = networks(kind, 8, 4, torch.float32)
+    with FakeTensorMode(allow_non_fake_inputs=True), backend(name):
+        query, position = torch.randn(5, 8, requires_grad=True), torch.randn(5, 3)
+        out = vector_attend(query, query, query, pattern, position, pos_nn=pos_nn, attn_nn=attn_nn)
+        out.sum().backward()
+        assert out.shape == query.grad.shape == (5, 8)
+
+
+def lora(network):
+    """The first layer's forward replaced, as adapters do; the parameters of the adapter."""
+    layer = network[0]
+    old, delta = layer.forward, nn.Linear(layer.in_features, layer.out_features).double()
+    layer.forward = lambda x: old(x) + delta(x)
+    return list(delta.parameters())
+
+
+def doubled(network):
+    network[0].register_forward_hook(lambda module, args, out: out * 2)
+    return []
+
+
+def parametrized(network):
+    nn.utils.parametrizations.weight_norm(network[0])
+    network[0].parametrizations.weight.original0.data *= 2
+    return []
+
+
+@pytest.mark.parametrize("name", BACKENDS[1:])
+@pytest.mark.parametrize("change", [lora, doubled, parametrized])
+def test_changed_layers_are_called(name, change, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 7)
+    torch.manual_seed(0)
+    pos_nn, attn_nn = networks("chain", 8, 8, torch.float64)
+    args = inputs(random_pattern(5, 5, 20), 8)
+    with backend(name):
+        unchanged = vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
+    ends = [*change(pos_nn), *change(attn_nn)]
+    ends += tensors_of(args, pos_nn, attn_nn)
+    with backend(name):
+        out = vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
+    expected = vector_reference.formulas(*of_edges(args), (pos_nn, attn_nn))
+    assert not torch.allclose(out, unchanged)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(gradients(out, ends), gradients(expected, ends))
+
+
+def test_a_global_hook_sees_all_layers_of_a_chain():
+    pos_nn, attn_nn = networks("chain", 8, 8, torch.float64)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(type(module)))
+    try:
+        vector_attend(*inputs(random_pattern(5, 5, 20), 8), pos_nn=pos_nn, attn_nn=attn_nn)
+    finally:
+        handle.remove()
+    assert seen.count(nn.Linear) == 4
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_gradients_are_summed_in_float32(name, twice, dtype):
+    """One key seen by all queries with weight 1, one query whose keys all have the same weight."""
+    count = 3000
+    pos_nn = nn.Linear(3, 4).to(dtype).requires_grad_(False)
+    nn.init.zeros_(pos_nn.weight)
+    nn.init.zeros_(pos_nn.bias)
+    many, none = torch.arange(count + 1, dtype=torch.int32), torch.zeros(count, dtype=torch.int32)
+    pattern = Neighbors(many, none, 1)
+    args = [x.to(dtype).detach() if isinstance(x, torch.Tensor) else x for x in inputs(pattern, 4, torch.float32)]
+    value = args[2].requires_grad_()
+    with backend(name):
+        out = vector_attend(*args, pos_nn=pos_nn)
+        (found,) = torch.autograd.grad(out.sum(), value, create_graph=twice)
+    torch.testing.assert_close(found.float(), torch.full((1, 4), float(count)), rtol=0.01, atol=0)
+    # The gradient of the only query is the sum of small ones: o = sum_j w_j (v_j - o) (q - k_j).
+    pattern = Neighbors(torch.tensor([0, count], dtype=torch.int32), many[:-1], count)
+    args = [x.to(dtype).detach() if isinstance(x, torch.Tensor) else x for x in inputs(pattern, 4, torch.float32)]
+    args[0].requires_grad_()
+
+    class Square(nn.Module):
+        def forward(self, x):
+            return x * x / 8
+
+    with backend(name):
+        out = vector_attend(*args, pos_nn=pos_nn, attn_nn=Square())
+        (found,) = torch.autograd.grad(out.sum(), args[0], create_graph=twice)
+    exact = [x.detach().double() if isinstance(x, torch.Tensor) else x for x in args]
+    exact[0].requires_grad_()
+    out = vector_attend(*exact, pos_nn=copy.deepcopy(pos_nn).double(), attn_nn=Square())
+    (expected,) = torch.autograd.grad(out.sum(), exact[0])
+    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -188,7 +188,7 @@ class _Score(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, att, row, col = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
-            if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
+            if torch.is_grad_enabled() or transforms_active(grad):
 
                 def formulas(z: Tensor, att: Tensor) -> tuple[Tensor]:
                     return (_score(z, att, row, col),)

@@ -218,7 +218,7 @@ class _Recomputed(torch.autograd.Function):
         call, tensors, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[1:]
         device, dtype, enabled = call.autocast
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
-            if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
+            if torch.is_grad_enabled() or transforms_active(grad):
                 return None, *differentiable(call.of_all, tensors, needs, (grad,))
             return None, *_backward(call, tensors, needs, grad)
 
