@@ -8,13 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geoattn import backend, native
+from geoattn import native
 from geoattn.geometry import search
 from geoattn.geometry.search import compiled, scipy_tree, torch_tree
 from geoattn.ops import farthest_point_sample, knn, radius
 
 IMPLEMENTATIONS = [scipy_tree, torch_tree] + ([compiled] if native.library() is not None else [])
-CHOOSE = search._implementation
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit(".")[-1], scope="module")
@@ -30,11 +29,15 @@ def rows(found):
     return [col[a:b].tolist() for a, b in pairwise(rowptr)]
 
 
+def squares(pos, query):
+    """The squared distances, summed from the first dimension to the last, ``[N, M]``."""
+    key, query = pos.double(), query.double()
+    return sum((query[:, None, d] - key[None, :, d]) ** 2 for d in range(pos.size(1)))
+
+
 def sorted_keys(pos, query):
     """All keys of every query by squared distance, then index."""
-    key, query = pos.double(), query.double()
-    square = sum((query[:, None, d] - key[None, :, d]) ** 2 for d in range(pos.size(1)))
-    return [sorted((d, i) for i, d in enumerate(row)) for row in square.tolist()]
+    return [sorted((d, i) for i, d in enumerate(row)) for row in squares(pos, query).tolist()]
 
 
 def lattice(dim, most=25):
@@ -43,7 +46,8 @@ def lattice(dim, most=25):
     return st.lists(point, min_size=1, max_size=most).map(lambda p: torch.tensor(p, dtype=torch.float32))
 
 
-clouds = st.integers(1, 6).flatmap(lambda dim: st.tuples(lattice(dim), lattice(dim)))
+dimensions = st.one_of(st.integers(1, 6), st.sampled_from([9, 16, 33]))
+clouds = dimensions.flatmap(lambda dim: st.tuples(lattice(dim), lattice(dim)))
 batches = st.lists(st.tuples(st.integers(-3, 3), lattice(2, 5)), min_size=1, max_size=6)
 
 
@@ -82,7 +86,7 @@ def test_a_batch_is_its_samples_side_by_side(implementation, keys, queries, k):
         assert rows(function(pos, argument, batch, query, query_batch)) == expected
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 6])
+@pytest.mark.parametrize("dim", [1, 2, 3, 6, 20])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_many_points_of_any_type(implementation, dim, dtype):
     generator = torch.Generator().manual_seed(dim)
@@ -127,6 +131,59 @@ def test_no_arrangement_is_quadratic(implementation, name):
     assert capped[int(some[3])] == expected[3][:5]
 
 
+WIDE = {
+    "normal": lambda x: x,
+    "far from the origin": lambda x: x + 1e6,
+    "tiny": lambda x: x * 1e-22,  # squares are less than float32 can hold
+    "denormal": lambda x: x * 1e-40,
+    "huge": lambda x: x * 1e30,  # more than it can
+    "of many scales": lambda x: x * 10.0 ** torch.arange(-30.0, 10.0)[torch.arange(len(x)) % 40, None],
+    "on a line": lambda x: x[:, :1] * torch.arange(1.0, x.size(1) + 1),
+    "on a lattice": lambda x: x.round(),
+    "mostly at one place": lambda x: (x - 2.5).relu(),
+    "one far away": lambda x: x.index_fill(0, torch.tensor([7]), 1e30),
+    "three of each": lambda x: x[torch.arange(len(x)) % (len(x) // 3)],
+}
+
+
+def check_wide(x):
+    """Against the definition: neighbors among themselves, of others, and within a radius that a key lies on."""
+    pos, query = x[:-60], x[-60:]
+    for queries in (pos, query):
+        square = squares(pos, queries)
+        order = square.sort(dim=1, stable=True).indices
+        given = None if queries is pos else queries
+        assert torch.equal(knn(pos, 20, query_pos=given)[1].view(-1, 20), order[:, :20])
+        r = math.sqrt(square[5, order[5, 11]])
+        degree = torch.tensor([[math.sqrt(d) <= r for d in row] for row in square.tolist()]).sum(1)
+        for most in (None, 7):
+            count = degree.clamp(max=most or len(pos))
+            rowptr, col = radius(pos, r, query_pos=given, max_neighbors=most)
+            assert torch.equal(rowptr.diff(), count)
+            assert torch.equal(col, order[torch.arange(len(pos)) < count.unsqueeze(1)])
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_features(implementation, name, dtype):
+    """As DGCNN and GravNet search among; what is found fast and roughly is decided exactly."""
+    x = WIDE[name](torch.randn(360, 40, generator=torch.Generator().manual_seed(0)))
+    check_wide(x.to(dtype))
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs the compiled kernels")
+@pytest.mark.parametrize("instructions", ["base", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_features_with_every_instruction_set(instructions, dtype, monkeypatch):
+    best = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    if ["base", "avx2", "avx512"].index(instructions) > best:
+        pytest.skip(f"this machine has no {instructions}")
+    monkeypatch.setattr(search, "_implementation", lambda pos: compiled)
+    monkeypatch.setattr(native, "function", lambda name: getattr(native.library(), f"{name}_{instructions}"))
+    for dim in (5, 8, 33):
+        check_wide(torch.randn(360, dim, generator=torch.Generator().manual_seed(0)).to(dtype))
+
+
 def test_thousands_of_samples(implementation):
     generator = torch.Generator().manual_seed(0)
     batch = torch.randint(0, 4000, (20_000,), generator=generator).sort().values
@@ -150,23 +207,9 @@ def test_neighbors_do_not_depend_on_the_order_of_queries(implementation, pos, ra
     assert rows(knn(pos, 3, query_pos=pos[order])) == [found[i] for i in order]
 
 
-@pytest.mark.skipif(native.library() is None, reason="needs the compiled kernels")
-def test_a_forced_backend_searches(monkeypatch):
-    monkeypatch.setattr(search, "_implementation", CHOOSE)  # the fixture of other tests may be alive
-    pos = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
-    expected = [knn(pos, 5), radius(pos, 0.2)], farthest_point_sample(pos, 50)
-    monkeypatch.setattr(compiled, "_library", lambda: pytest.fail("the compiled kernels ran"))
-    for name in ("torch", "reference"):
-        with backend(name):
-            found = [knn(pos, 5), radius(pos, 0.2)], farthest_point_sample(pos, 50)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    monkeypatch.setattr(native, "_LIBRARY", None)
-    with backend("cpu"), pytest.raises(RuntimeError, match="'cpu' was asked for, but the CPU kernels were not built"):
-        knn(pos, 5)
-
-
-def test_results_do_not_depend_on_the_number_of_threads():
-    pos = torch.randint(0, 12, (5000, 3), generator=torch.Generator().manual_seed(0)).float()
+@pytest.mark.parametrize("dim", [3, 16])
+def test_results_do_not_depend_on_the_number_of_threads(dim):
+    pos = torch.randint(0, 12, (5000, dim), generator=torch.Generator().manual_seed(0)).float()
     one = knn(pos, 9)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

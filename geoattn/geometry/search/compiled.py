@@ -62,7 +62,7 @@ def _library() -> ctypes.CDLL:
     assert library is not None
     search = [c_void_p, c_void_p, c_void_p, c_int64]  # forest, query, query_sample, queries
     declared = {
-        "new": [c_void_p, c_int, c_int64, c_int, c_void_p, c_int64, c_int],
+        "new": [c_void_p, c_int, c_int64, c_int, c_void_p, c_int64, c_int, c_void_p],
         "delete": [c_void_p],
         "knn": [*search, c_int64, c_double, c_void_p, c_void_p, c_int],
         "count": [*search, c_double, c_void_p, c_int],
@@ -88,6 +88,7 @@ def _forest(points: Points, threads: int) -> Iterator[tuple[ctypes.CDLL, int, tu
         points.ptr.data_ptr(),
         points.ptr.numel() - 1,
         threads,
+        ctypes.cast(native.function("geoattn_distances"), c_void_p),  # type: ignore[arg-type]  # of a foreign function
     )
     if not forest:
         raise MemoryError(f"no memory for a tree over {size} points")

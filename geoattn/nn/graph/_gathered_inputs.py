@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+import torch_geometric.nn as pyg
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,11 +11,8 @@ from geoattn.nn.graph._linears import plain
 from geoattn.ops import attend
 from geoattn.patterns import Neighbors
 
-if TYPE_CHECKING:
-    from geoattn.nn.graph.transformer_conv import TransformerConv
 
-
-def gathers_inputs(layer: TransformerConv, source: Tensor) -> bool:
+def gathers_inputs(layer: pyg.TransformerConv, source: Tensor) -> bool:
     """Whether ``source`` ``[M, F]`` is so narrow that gathering it beats gathering keys and values."""
     return (
         2 * source.size(1) <= layer.out_channels
@@ -30,7 +26,7 @@ def gathers_inputs(layer: TransformerConv, source: Tensor) -> bool:
     )
 
 
-def attend_to_inputs(layer: TransformerConv, source: Tensor, target: Tensor, pattern: Neighbors) -> Tensor:
+def attend_to_inputs(layer: pyg.TransformerConv, source: Tensor, target: Tensor, pattern: Neighbors) -> Tensor:
     r"""The layer with the linear maps of keys and values taken out of the sums over neighbors.
 
     :math:`(W_q x_i)^\top W_k x_j = (W_k^\top W_q x_i)^\top x_j` and
