@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,20 @@ def in_memory(*tensors: torch.Tensor) -> bool:
     )
 
 
-@contextmanager
-def outside_modes() -> Iterator[None]:
+def modes_active() -> bool:
+    """Whether what torch makes now may be something else than a tensor in memory."""
+    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def outside_modes() -> AbstractContextManager[Any]:
     """Inside, tensors in memory give such tensors, which may be kept.
 
     They belong to no ``torch.inference_mode``, no transform of ``torch.func`` and no mode such as that of fake tensors.
     """
+    return _outside_modes() if torch.is_inference_mode_enabled() or modes_active() else nullcontext()
+
+
+@contextmanager
+def _outside_modes() -> Iterator[None]:
     with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
         yield

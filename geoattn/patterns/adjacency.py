@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import weakref
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric import EdgeIndex
 from torch_geometric.index import ptr2index
 from torch_geometric.typing import SparseTensor
@@ -17,8 +17,14 @@ from geoattn.patterns.neighbors import INT32_MAX, Neighbors
 
 Adjacency: TypeAlias = Tensor | SparseTensor | Neighbors
 
-# What was made of each tensor, as long as the tensor lives: its version then, and patterns by size and loops.
-_made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+class _Kept(NamedTuple):
+    version: tuple[object, ...]  # of the tensor, when the patterns were made
+    patterns: dict[tuple[int, int, bool], Neighbors]  # by size and loops
+    forget: weakref.ref[Tensor | SparseTensor]  # drops all of this when the tensor goes
+
+
+_made: dict[int, _Kept] = {}  # by the id of the tensor
 
 
 def as_neighbors(
@@ -54,14 +60,16 @@ def as_neighbors(
     version = _version(adjacency)
     if version is None:
         return _make(adjacency, *settings)
-    of_version, patterns = _made.get(adjacency, (None, {}))
-    if of_version != version:
-        patterns = {}
-        _made[adjacency] = version, patterns
-    if settings not in patterns:
+    name = id(adjacency)
+    kept = _made.get(name)
+    if kept is None or kept.version != version:
+        forget = None if kept is None else kept.forget
+        kept = _made[name] = _Kept(version, {}, forget or weakref.ref(adjacency, lambda _: _made.pop(name, None)))
+    pattern = kept.patterns.get(settings)
+    if pattern is None:
         with native.outside_modes():
-            patterns[settings] = _make(adjacency, *settings)
-    return patterns[settings]
+            pattern = kept.patterns[settings] = _make(adjacency, *settings)
+    return pattern
 
 
 def _version(adjacency: Adjacency) -> tuple[object, ...] | None:

@@ -23,7 +23,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from geoattn.patterns.neighbors import Neighbors, _check_fits, _check_range
+from geoattn.patterns.neighbors import Neighbors, _check_fits
+from geoattn.patterns.rows import check_range
 
 
 def union(*patterns: Neighbors) -> Neighbors:
@@ -177,7 +178,7 @@ def global_nodes(nodes: Tensor, num_nodes: int, batch: Tensor | None = None) -> 
             raise ValueError(f"expected a mask of {num_nodes} nodes, got {nodes.numel()}")
         index = nodes.nonzero().squeeze(1)
     else:
-        _check_range("nodes", nodes, num_nodes)
+        check_range("nodes", nodes, num_nodes)
         index = nodes.unique()
     ptr = _sample_ptr(batch, num_nodes)
     chosen = index.cpu().numpy()

@@ -15,7 +15,7 @@ from geoattn import native
 from geoattn.geometry import search
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
-from geoattn.patterns.rows import compress, row_of_edges, transpose
+from geoattn.patterns.rows import check_range, compress, row_of_edges, transpose
 from geoattn.patterns.visits import Visits, find_visits, may_pay
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class Neighbors:
         _check_fits(col.dtype, keys=self.num_keys)
         if rowptr[0] != 0 or rowptr[-1] != col.numel() or bool((rowptr[1:] < rowptr[:-1]).any()):
             raise ValueError(f"rowptr must rise from 0 to the number of edges {col.numel()}")
-        _check_range("col", col, self.num_keys)
+        check_range("col", col, self.num_keys)
         if self.heads < 1 or self.num_queries % self.heads or self.num_keys % self.heads:
             raise ValueError(
                 f"heads must divide the numbers of queries and keys, got {self.heads}, "
@@ -357,8 +357,6 @@ class Neighbors:
         if native.in_memory(key, query):
             edges = key.numel() + min(num_queries, num_keys) * self_loops
             _check_fits(dtype, queries=num_queries, keys=num_keys, edges=edges)
-            _check_range("edge_index[0]", key, num_keys)
-            _check_range("edge_index[1]", query, num_queries)
         rowptr, col, order = compress(key, query, num_queries, num_keys, self_loops, dtype)
         return cls(rowptr, col, num_keys, order, check=False)
 
@@ -443,7 +441,7 @@ class Neighbors:
             raise ValueError(f"hops must be at least 1, got {hops}")
         if num_nodes is None:
             num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
-        _check_range("edge_index", edge_index, num_nodes)
+        check_range("edge_index", edge_index, num_nodes)
         source, target = edge_index.cpu().numpy()
         loops = np.arange(num_nodes)
         ones = np.ones(len(source) + num_nodes, dtype=bool)
@@ -508,14 +506,6 @@ def _gather_rows(begin: Tensor, degree: Tensor, num_edges: int) -> tuple[Tensor,
     rowptr = torch.cat([degree.new_zeros(1), degree.cumsum(0, dtype=degree.dtype)])
     moved = (begin - rowptr[:-1]).repeat_interleave(degree, output_size=num_edges)
     return rowptr, moved + torch.arange(num_edges, dtype=moved.dtype, device=moved.device)
-
-
-def _check_range(name: str, index: Tensor, count: int) -> None:
-    if index.numel() == 0:
-        return
-    low, high = index.aminmax()
-    if int(low) < 0 or int(high) >= count:
-        raise ValueError(f"{name} must be in [0, {count}), got values from {int(low)} to {int(high)}")
 
 
 def _check_fits(dtype: torch.dtype, **counts: int) -> None:
