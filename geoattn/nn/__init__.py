@@ -12,15 +12,18 @@ from geoattn.nn.graph import (
     TransformerConv,
 )
 from geoattn.nn.latents import CrossAttention, LatentAttention
+from geoattn.nn.position_bias import DistanceBias, RelativePositionTable
 from geoattn.nn.surface import SurfaceAttention
 
 __all__ = [
     "CrossAttention",
+    "DistanceBias",
     "GATConv",
     "GATv2Conv",
     "GravNetConv",
     "LatentAttention",
     "PointTransformerConv",
+    "RelativePositionTable",
     "SuperGATConv",
     "SurfaceAttention",
     "TransformerConv",
