@@ -151,7 +151,7 @@ def attend(
         scale = query.size(-1) ** -0.5
     log_weight = _log_weight(key_weight, query)
     seed = torch.randint(2**63 - 1, ()) if dropout else None
-    if isinstance(pattern, Windows) and not windows.pairs_written_out(forced(), module):
+    if isinstance(pattern, Windows) and not windows.pairs_written_out(forced(), pattern, query, module):
         inputs = windows.Inputs(query, key, value, log_weight, position, key_position)
         out, lse = windows.attend(inputs, pattern, scale, dropout, seed, module, forced())
         return (out, lse) if return_lse else out

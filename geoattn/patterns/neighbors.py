@@ -314,6 +314,29 @@ class Neighbors:
         order = scipy.sparse.csgraph.reverse_cuthill_mckee(graph, symmetric_mode=False)
         return torch.from_numpy(order.astype(np.int64)).to(self.col.device)
 
+    def repeat(self, samples: int) -> Neighbors:
+        """The pattern of a batch in which every sample has this one, such as all frames of one mesh.
+
+        Query ``i`` of sample ``s`` is query ``s * N + i``, and so for keys. The ``edge_order`` counts likewise, so that
+        `reorder_edges` takes the edge values of one sample after the other.
+
+        Args:
+            samples: How many, at least 0.
+
+        Raises:
+            ValueError: If the number is negative, or the index type cannot count the edges.
+        """
+        if samples < 0:
+            raise ValueError(f"samples must not be negative, got {samples}")
+        queries, keys, edges = samples * self.num_queries, samples * self.num_keys, samples * self.num_edges
+        _check_fits(self.col.dtype, queries=queries, keys=keys, edges=edges)
+        sample = torch.arange(samples, dtype=self.col.dtype, device=self.col.device).unsqueeze(1)
+        end = (self.rowptr[1:] + sample * self.num_edges).flatten()
+        rowptr = torch.cat([self.rowptr[:1], end])
+        col = (self.col + sample * self.num_keys).flatten()
+        order = None if self.edge_order is None else (self.edge_order + sample * self.num_edges).flatten()
+        return Neighbors(rowptr, col, keys, order, self.heads, check=False)
+
     def to_edge_index(self) -> Tensor:
         """The edges as PyG has them, ``[2, E]``: row 0 the keys (sources), row 1 the queries (targets)."""
         return torch.stack([self.col, self.row])

@@ -69,6 +69,7 @@ class Windows:
         self._transpose: Windows | None = None
         self._among_queries: Windows | None = None
         self._num_queries: int | None = None
+        self._num_pairs: int | None = None
         self._num_keys = num_keys
         if check and not _traced():
             self._check(follow)
@@ -197,8 +198,10 @@ class Windows:
     @property
     def num_pairs(self) -> int:
         """Number of (query, key) pairs."""
-        ptr, run = self._on_host()
-        return int((np.diff(ptr) * (run[:, 1] - run[:, 0])).sum())
+        if self._num_pairs is None:
+            ptr, run = self._on_host()
+            self._num_pairs = int((np.diff(ptr) * (run[:, 1] - run[:, 0])).sum())
+        return self._num_pairs
 
     def fits(self, queries: int, keys: int) -> bool:
         """Whether it is a pattern of so many queries and keys; True where that is not known while compiling."""
@@ -362,7 +365,7 @@ def _plan(ptr: np.ndarray, run: np.ndarray, num_keys: int) -> Plan:
             key_begin=key_begin[members].tolist(),
             first_pair=first_pair[members].tolist(),
             pairs_per_query=int(k[members[0]]),
-            follow=not breaks[members[1:]].any(),
+            follow=not bool(breaks[members[1:]].any()),
         )
         for members in (np.split(by_group, cuts) if len(order) else [])
     ]

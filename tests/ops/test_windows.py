@@ -39,6 +39,12 @@ PATTERNS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def short_runs_are_no_reason(monkeypatch):
+    """Here, patterns of tests run on the engine although they are small."""
+    monkeypatch.setattr(engine, "_SHORT_RUN", 0)
+
+
 @st.composite
 def patterns(draw):
     lengths = draw(st.lists(st.integers(0, 5), max_size=6))
@@ -386,6 +392,18 @@ def test_a_backend_that_cannot_run_says_why():
     x = torch.randn(3, 1, 4)
     with geoattn.backend("triton"), pytest.raises(RuntimeError, match="backend 'triton' was asked for, but"):
         attend(x, x, x, Windows(torch.tensor([0, 3])))
+
+
+def test_short_runs_are_written_out_for_the_kernels_of_the_cpu(monkeypatch):
+    pattern = PATTERNS["last patch borrows"]
+    arguments = inputs(pattern, "per key")
+    expected = outcome(pattern, arguments)
+    monkeypatch.setattr(engine, "_SHORT_RUN", 100)
+    assert_same(outcome(pattern, arguments), expected, torch.float64)
+    written_out = geoattn.backends()["cpu"] == "available"
+    assert engine.pairs_written_out(None, pattern, arguments["query"], None) == written_out
+    long = Windows(torch.tensor([0, 100]))
+    assert not engine.pairs_written_out(None, long, torch.zeros(100, 4, 3), None)
 
 
 def test_memory_is_linear_in_the_longest_run():

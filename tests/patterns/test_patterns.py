@@ -336,9 +336,97 @@ def test_checks_can_be_left_out():
         Neighbors(rowptr, col.float(), 2, check=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_repeated_pattern_is_that_of_a_batch(dtype):
+    index = torch.tensor([[0, 2, 1, 1], [1, 0, 0, 1]], dtype=dtype)
+    pattern = Neighbors.from_edge_index(index, 2, 3)
+    batch = torch.cat([index, index + torch.tensor([[3], [2]], dtype=dtype)], 1)
+    expected = Neighbors.from_edge_index(batch, 4, 6)
+    found = pattern.repeat(2)
+    for name in ("rowptr", "col", "edge_order"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert (found.num_queries, found.num_keys, found.col.dtype) == (4, 6, dtype)
+    assert pattern.repeat(0).num_edges == 0
+    assert pairs(Neighbors.per_head([pattern, pattern]).repeat(2)) == pairs(Neighbors.per_head([expected, expected]))
+
+
 def test_windows_write_out_their_pairs():
     windows = Windows.from_batch(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1, 2]), 3)
     assert pairs(windows.to_neighbors()) == [(0, 0), (1, 0), (2, 3)]
+    overlapping = Windows(torch.tensor([0, 1, 3]), torch.tensor([[1, 3], [0, 2]]), 4)
+    assert pairs(overlapping.to_neighbors()) == [(0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert (overlapping.num_pairs, overlapping.num_runs, overlapping.num_keys) == (6, 2, 4)
+
+
+def test_windows_of_samples():
+    batch = torch.tensor([0, 0, 0, 2])
+    assert Windows.from_batch(batch).query_ptr.tolist() == [0, 3, 3, 4]
+    assert Windows.from_batch(batch, num_samples=4).key_run.tolist() == [[0, 3], [3, 3], [3, 4], [4, 4]]
+    crossed = Windows.from_batch(torch.tensor([0, 1]), batch)
+    assert crossed.query_ptr.tolist() == [0, 1, 2, 2]
+    assert Windows.from_batch(batch[:0]).num_runs == 0
+
+
+def test_windows_along_a_curve():
+    counts = torch.tensor([10, 0, 3, 4])
+    batch = torch.arange(4).repeat_interleave(counts)
+    for windows in (Windows.along(4, batch), Windows.along(4, counts=counts), Windows.along(4, counts=[10, 0, 3, 4])):
+        assert windows.query_ptr.tolist() == [0, 4, 8, 10, 13, 17]
+        assert windows.key_run.tolist() == [[0, 4], [4, 8], [8, 10], [10, 13], [13, 17]]
+    borrowing = Windows.along(4, batch, borrow=True)
+    assert borrowing.query_ptr.tolist() == [0, 4, 8, 10, 13, 17]
+    # The last run of the first sample is filled up; a sample of fewer elements is a run of its own.
+    assert borrowing.key_run.tolist() == [[0, 4], [4, 8], [6, 10], [10, 13], [13, 17]]
+    assert Windows.along(4, counts=[]).num_queries == 0
+
+
+def test_windows_made_of_others():
+    latents = Windows(torch.tensor([0, 2, 4]), torch.tensor([0, 5, 9]))
+    assert pairs(latents.transpose.to_neighbors()) == sorted((k, q) for q, k in pairs(latents.to_neighbors()))
+    assert pairs(latents.among_queries.to_neighbors()) == pairs(Windows(latents.query_ptr).to_neighbors())
+    assert latents.transpose is latents.transpose
+    assert (latents.transpose.num_queries, latents.transpose.num_keys) == (9, 4)
+    narrow = latents.to(torch.int32)
+    assert narrow.query_ptr.dtype == narrow.to_neighbors().col.dtype == torch.int32
+    with pytest.raises(ValueError, match="can be transposed"):
+        _ = Windows(torch.tensor([0, 2, 4]), torch.tensor([[0, 3], [2, 5]])).transpose
+    with pytest.raises(ValueError, match="can be transposed"):
+        _ = Windows(torch.tensor([0, 2]), torch.tensor([0, 3]), 4).transpose
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 4)), max_size=8))
+def test_a_plan_has_every_pair_once(lengths):
+    queries = [q for q, _, _ in lengths]
+    run = torch.tensor([sorted(keys) for _, *keys in lengths], dtype=torch.int64).view(-1, 2)
+    windows = Windows(torch.tensor([0, *queries]).cumsum(0), run, 4)
+    found = {}
+    for group in windows.plan.groups:
+        for part in group.split(2):
+            for some in part.split_queries(2):
+                for tile in some.split_keys(3):
+                    for begin, key, first in zip(tile.query_begin, tile.key_begin, tile.first_pair, strict=True):
+                        for i in range(tile.queries):
+                            for j in range(tile.keys):
+                                assert found.setdefault(first + i * tile.pairs_per_query + j, (begin + i, key + j))
+    assert [found[place] for place in range(windows.num_pairs)] == pairs(windows.to_neighbors())
+    assert len(found) == windows.num_pairs
+
+
+def test_runs_that_follow_each_other_are_processed_where_they_lie():
+    equal = Windows(torch.arange(0, 41, 8)).plan
+    assert equal.whole
+    assert equal.apart
+    assert len(equal.groups) == 1
+    ragged = Windows(torch.tensor([0, 3, 8, 11, 16])).plan
+    assert not ragged.whole
+    assert [(group.queries, group.num_runs) for group in ragged.groups] == [(3, 2), (5, 2)]
+    borrowing = Windows.along(1024, counts=[10_000, 20_000], borrow=True).plan
+    assert not borrowing.apart
+    assert [(group.num_runs, group.follow) for group in borrowing.groups if group.queries == 1024] == [
+        (9, True),
+        (19, True),
+    ]
+    assert not Windows(torch.tensor([0, 5]), torch.tensor([[0, 5]]), 6).plan.whole
 
 
 SMALL = Neighbors.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
@@ -401,8 +489,23 @@ SMALL = Neighbors.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
         (lambda: SMALL.reorder(torch.zeros(5, 3)), "expected pos of 2 elements"),
         (lambda: SMALL.reorder(batch=torch.zeros(5)), "expected batch of 2 elements"),
         (lambda: Neighbors.knn(torch.zeros(2, 3), 1).reorder_edges(torch.zeros(2)), "no edge_order"),
+        (lambda: SMALL.repeat(-1), "samples must not be negative"),
+        (lambda: SMALL.to(torch.int32).repeat(2**31), "int32 cannot count"),
         (lambda: Windows(torch.tensor([0, 1]), torch.tensor([0])), r"expected query_ptr \[B \+ 1\] and key_run"),
+        (lambda: Windows(torch.tensor([0, 1]), torch.zeros(1, 3)), r"expected query_ptr \[B \+ 1\] and key_run"),
+        (lambda: Windows(torch.tensor([0.0, 1])), "must both be int32 or both int64"),
         (lambda: Windows(torch.tensor([0, 2, 1])), "query_ptr must rise"),
+        (lambda: Windows(torch.tensor([1, 2])), "query_ptr must rise from 0"),
+        (lambda: Windows(torch.tensor([0, 2]), torch.tensor([1, 3])), "key_run must rise from 0"),
+        (lambda: Windows(torch.tensor([0, 2]), torch.tensor([[3, 2]])), r"got \[3, 2\] for run 0"),
+        (lambda: Windows(torch.tensor([0, 2]), torch.tensor([[-1, 2]])), r"got \[-1, 2\] for run 0"),
+        (lambda: Windows(torch.tensor([0, 2]), torch.tensor([[0, 5]]), 4), r"must lie in \[0, 4\]"),
+        (lambda: Windows(torch.tensor([0, 2]), torch.tensor([[0, 5]]), 4, check=False).plan, r"must lie in \[0, 4\]"),
+        (lambda: Windows.from_batch(torch.tensor([1, 0])), "samples must ascend"),
+        (lambda: Windows.from_batch(torch.tensor([0, 3]), num_samples=2), "below num_samples 2, got 3"),
+        (lambda: Windows.along(0, counts=[3]), "size must be at least 1"),
+        (lambda: Windows.along(2), "either batch or counts"),
+        (lambda: Windows.along(2, counts=[3, -1]), "counts must not be negative"),
     ],
 )
 def test_bad_input_is_named(call, message):

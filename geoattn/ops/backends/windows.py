@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import Module
 
-from geoattn.ops.backends import philox, reference
+from geoattn.ops.backends import cpu, philox, reference
 from geoattn.ops.backends.modes import differentiable, traced, transforms_active, without_autocast
 from geoattn.patterns.windows import Plan, Runs, Windows
 
@@ -28,6 +28,10 @@ _KEYS = {"cpu": 512}
 _KEYS_ELSEWHERE = 1 << 13
 _FEWEST_QUERIES = 16  # of a tile, however many heads there are
 _GATHERED = 1 << 22  # numbers gathered at a time for torch's fused attention
+# Pairs are written out, for the CPU's kernels, up to so many keys of a query and numbers in the pairs of a run, on
+# average: a product of matrices has a cost of its own, whatever their size.
+_FEW_KEYS = 32
+_SHORT_RUN = 8000
 
 
 class Inputs(NamedTuple):
@@ -103,19 +107,27 @@ def split_bias(bias: object) -> tuple[Tensor | None, Module | None]:
     return None, bias
 
 
-def pairs_written_out(name: str | None, module: Module | None) -> bool:
-    """Whether the backend that is forced runs windows as `Windows.to_neighbors`.
+def pairs_written_out(name: str | None, pattern: Windows, query: Tensor, module: Module | None) -> bool:
+    """Whether windows run as `Windows.to_neighbors`.
+
+    So they do on backends of `Neighbors` that are forced; and in short runs, on average, where the kernels for CPUs are
+    faster than products of many small matrices.
 
     Raises:
-        RuntimeError: If it does, and a module makes the bias.
+        RuntimeError: If such a backend is forced, and a module makes the bias.
     """
-    if name in (None, "torch", "reference"):
+    if name in ("torch", "reference"):
         return False
-    if module is not None:
-        raise RuntimeError(
-            f"backend {name!r} was asked for, but a bias made by a module runs on torch and reference only"
-        )
-    return True
+    if name is not None:
+        if module is not None:
+            raise RuntimeError(
+                f"backend {name!r} was asked for, but a bias made by a module runs on torch and reference only"
+            )
+        return True
+    if module is not None or traced(query) or cpu.unavailable(query) is not None:
+        return False
+    pairs = pattern.num_pairs
+    return pairs <= _FEW_KEYS * query.size(0) and pairs * query.size(2) <= _SHORT_RUN * pattern.num_runs
 
 
 def check_positions(
@@ -384,11 +396,11 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of the inputs and of the state, None where one is not needed."""
     fused = grad_lse is None and not needs[3] and _fused_takes(settings, inputs)
-    sums = _Sums(settings, inputs, state, needs)
     if fused and settings.plan.whole:
         found = _fused_backward(settings, inputs, settings.plan.groups[0], out, lse, grad_out)
-        sums.totals[:3] = [x.flatten(0, 1) for x in found]
-        return sums.found()
+        found = [x.flatten(0, 1).to(out.dtype) for x in found]
+        return [grad if needed else None for grad, needed in zip([*found, None, None, None], needs, strict=True)]
+    sums = _Sums(settings, inputs, state, needs)
     for runs in settings.plan.groups:
         if runs.keys == 0:
             continue
@@ -567,14 +579,11 @@ def _fused_backward(
     key, value = (_take_keys(x, part).to(dtype).transpose(1, 2) for x in (inputs.key, inputs.value))
     if heads > 1:
         key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
-    lse = _take_queries(lse, part).transpose(1, 2)
-    lse = lse.where(lse > -torch.inf, 0)
-    of_query, of_key, of_value = (
-        x.transpose(1, 2)
-        for x in _BACKWARD(
-            grad_out, query, key, value, out, lse, 0.0, False, attn_mask=_mask(inputs, part), scale=settings.scale
-        )
-    )
+    lse, mask = _take_queries(lse, part).transpose(1, 2), _mask(inputs, part)
+    if mask is not None:
+        lse = lse.where(lse > -torch.inf, 0)
+    found = _BACKWARD(grad_out, query, key, value, out, lse, 0.0, False, attn_mask=mask, scale=settings.scale)
+    of_query, of_key, of_value = (x.transpose(1, 2) for x in found)
     if heads > 1:
         of_key, of_value = (x.unflatten(2, (-1, heads)).sum(3) for x in (of_key, of_value))
     return [of_query, of_key, of_value]
