@@ -11,7 +11,7 @@ demo: .venv/installed-viz
 	.venv/bin/geoattn segment demo/person.obj --model demo/last -o parts.ply --picture parts.png --page parts.html
 
 test: .venv/installed-$(EXTRAS)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n logical --dist worksteal
 
 # `make bench ARGS="--seconds 5"` takes hours on two quiet cores (graph_layers alone: one); ARGS=--quick shows in two minutes that everything runs.
 bench: .venv/installed-$(EXTRAS)
