@@ -2,7 +2,7 @@
 
 from geoattn.geometry.search import knn, radius
 from geoattn.ops.attend import attend, attention_weights
-from geoattn.ops.edges import edge_dot, weighted_sum
+from geoattn.ops.edges import edge_dot, weighted_max, weighted_sum
 from geoattn.ops.sampling import VoxelPool, farthest_point_sample, grid_sample, voxel_pool
 from geoattn.ops.segment import (
     segment_logsumexp,
@@ -31,5 +31,6 @@ __all__ = [
     "segment_sum",
     "vector_attend",
     "voxel_pool",
+    "weighted_max",
     "weighted_sum",
 ]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from geoattn._forced import forced
 from geoattn.ops.backends import edges_fused
+from geoattn.ops.backends.modes import without_autocast
+from geoattn.ops.backends.recompute import recompute
+from geoattn.ops.segment import segment_max
 from geoattn.patterns import Neighbors
 
 
@@ -59,12 +64,54 @@ def weighted_sum(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
         ValueError: If shapes, types or devices do not fit together.
         RuntimeError: If a backend was forced that has no such products.
     """
+    weight, value = _weights_and_values(weight, value, pattern)
+    backend = forced()
+    return edges_fused.weighted_sum(weight, value, edges_fused.arguments(pattern, value, backend), False, backend)
+
+
+def weighted_max(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
+    r"""Largest of every row's values times the weights of its edges, channel by channel.
+
+    .. math::
+        o_{ic} = \max_{j \in \mathcal{N}(i)} w_{ij} v_{jc}
+
+    Edges that have the maximum share its gradient evenly, as in `torch.amax`. Half types are multiplied in float32.
+    Differentiable any number of times; nothing of width ``C`` is kept per edge, except where the gradient is to be
+    differentiated again. It has no kernels of its own: every backend runs the same plain torch, some rows at a time.
+    The same input gives the same bits, run after run. Under autocast, the narrower type is cast to the wider.
+
+    Args:
+        weight: ``[E, H]``, in the order of ``pattern.col``.
+        value: ``[M, H, C]``.
+        pattern: Of ``N`` queries and ``M`` keys.
+
+    Returns:
+        ``[N, H, C]`` in the type of ``value``; zeros for queries without keys.
+
+    Raises:
+        ValueError: If shapes, types or devices do not fit together.
+    """
+    weight, value = _weights_and_values(weight, value, pattern)
+    rows = value.new_empty(pattern.num_queries, 0)
+    with without_autocast(value.device.type):
+        return recompute(_highest, pattern, [rows], [value], [weight])
+
+
+def _highest(
+    queries: Sequence[Tensor], keys: Sequence[Tensor], edges: Sequence[Tensor], row: Tensor, _: Sequence[Tensor]
+) -> Tensor:
+    """Of some rows, as `recompute` wants it."""
+    (value,), (weight,), dtype = keys, edges, torch.promote_types(keys[0].dtype, torch.float32)
+    message = value.to(dtype) * weight.to(dtype).unsqueeze(-1)
+    return segment_max(message, row, num_segments=queries[0].size(0)).to(value.dtype)
+
+
+def _weights_and_values(weight: Tensor, value: Tensor, pattern: Neighbors) -> tuple[Tensor, Tensor]:
     weight, value = _promoted(weight, value)
     _check("weight", weight, "value", value, pattern)
     if weight.shape != (pattern.num_edges, value.size(1)):
         raise ValueError(f"expected weight [{pattern.num_edges}, {value.size(1)}], got {tuple(weight.shape)}")
-    backend = forced()
-    return edges_fused.weighted_sum(weight, value, edges_fused.arguments(pattern, value, backend), False, backend)
+    return weight, value
 
 
 def _promoted(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoattn.ops.backends.modes import traced
 from geoattn.ops.backends.sums import gather_rows, sum_rows
 
 
@@ -187,7 +188,7 @@ def _rows_of_index(src: Tensor, index: Tensor, num_segments: int | None) -> tupl
         num_segments = int(index.max()) + 1 if index.numel() else 0
     if index.is_cuda:  # indexing there counts negative numbers from the end; let them fail as well
         index = index.where(index >= 0, num_segments)
-    elif not torch.compiler.is_compiling() and index.numel():
+    elif not traced(index) and index.numel():
         lowest, highest = (int(bound) for bound in index.aminmax())
         if lowest < 0 or highest >= num_segments:
             wrong = lowest if lowest < 0 else highest
@@ -200,7 +201,7 @@ def _rows_of_ptr(src: Tensor, ptr: Tensor) -> tuple[Tensor, int]:
     if ptr.dim() != 1 or ptr.numel() == 0:
         raise ValueError(f"expected ptr [N + 1], got {tuple(ptr.shape)}")
     degree = ptr.diff()
-    if not ptr.is_cuda and not torch.compiler.is_compiling():
+    if not ptr.is_cuda and not traced(ptr):
         if ptr[0] != 0 or ptr[-1] != src.size(0):
             raise ValueError(f"ptr must go from 0 to {src.size(0)}, got {int(ptr[0])} to {int(ptr[-1])}")
         if (degree < 0).any():

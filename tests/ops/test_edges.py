@@ -1,4 +1,4 @@
-"""`edge_dot` and `weighted_sum` against loops and the plain formulas, and what they promise."""
+"""`edge_dot`, `weighted_sum` and `weighted_max` against loops and the plain formulas, and what they promise."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoattn import Neighbors, native
-from geoattn.ops import edge_dot, weighted_sum
-from geoattn.ops.backends import chunked, edges_fused
+from geoattn.ops import edge_dot, weighted_max, weighted_sum
+from geoattn.ops.backends import chunked, edges_fused, recompute
 from geoattn.ops.backends.choose import backend
 from tests.ops.problems import random_pattern
 
@@ -273,3 +273,27 @@ def test_a_pattern_that_lies_is_found_out():
             edge_dot(key[:2], key, pattern)
         with pytest.raises(IndexError):
             weighted_sum(torch.randn(3, 2), key, pattern)
+
+
+@pytest.mark.parametrize("chunk", [1 << 13, 20])
+def test_maxima_equal_loops_and_share_gradients_evenly(chunk, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", chunk)
+    pattern = random_pattern()
+    make = torch.Generator().manual_seed(0)
+    weight = torch.randint(-2, 3, (pattern.num_edges, 2), generator=make).double().requires_grad_()
+    value = torch.randint(-2, 3, (pattern.num_keys, 2, 3), generator=make).double().requires_grad_()
+    expected = torch.zeros(pattern.num_queries, 2, 3, dtype=torch.float64)
+    message = weight.unsqueeze(-1) * value[pattern.col]
+    rows = [row for row in message.split(pattern.degree.tolist())]
+    expected = torch.stack([row.amax(0) if len(row) else row.sum(0) for row in rows])
+    found = weighted_max(weight, value, pattern)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(found.shape, generator=make, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, [weight, value], upstream), torch.autograd.grad(expected, [weight, value], upstream)
+    )
+    half = weighted_max(weight.bfloat16(), value.bfloat16(), pattern)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), expected)
+    with pytest.raises(ValueError, match="expected weight"):
+        weighted_max(weight[:-1], value, pattern)

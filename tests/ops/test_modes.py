@@ -7,11 +7,11 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 import geoattn
 from geoattn import Neighbors, attend
-from geoattn.ops import edge_dot, weighted_sum
+from geoattn.ops import edge_dot, weighted_max, weighted_sum
 from tests.ops.problems import FAST, problem, random_pattern
 
 BACKENDS = [*FAST, "reference"]
-OPERATORS = ["attend", "gatv2", "lse", "edge_dot", "weighted_sum"]
+OPERATORS = ["attend", "gatv2", "lse", "edge_dot", "weighted_sum", "weighted_max"]
 
 
 def call(operator, seed=0):
@@ -21,7 +21,7 @@ def call(operator, seed=0):
     arguments = problem(pattern, "gatv2_edges" if operator == "gatv2" else "everything", 2, 1, 3, 2)
     if operator == "edge_dot":
         shapes = {"query": (5, 2, 3), "key": (4, 2, 3)}
-    elif operator == "weighted_sum":
+    elif operator.startswith("weighted"):
         shapes = {"weight": (pattern.num_edges, 2), "value": (4, 2, 3)}
     else:
         shapes = {}
@@ -34,6 +34,8 @@ def call(operator, seed=0):
             return edge_dot(**given, pattern=pattern)
         if operator == "weighted_sum":
             return weighted_sum(**given, pattern=pattern)
+        if operator == "weighted_max":
+            return weighted_max(**given, pattern=pattern)
         out, lse = attend(pattern=pattern, return_lse=True, **given)
         return lse.where(lse.isfinite(), 0) if operator == "lse" else out
 
