@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from geoattn import backend, native
-from geoattn.geometry.search import compiled
+from geoattn.geometry import search
+from geoattn.geometry.search import brute_force, compiled, scipy_tree
 from geoattn.ops import farthest_point_sample, knn, radius
 
 
@@ -20,6 +21,16 @@ def test_searches_follow_a_forced_backend(monkeypatch):
     monkeypatch.setattr(native, "_LIBRARY", None)
     with backend("cpu"), pytest.raises(RuntimeError, match="'cpu' was asked for, but the CPU kernels were not built"):
         knn(pos, 5)
+
+
+@pytest.mark.parametrize("dim", [3, 16])
+def test_searches_without_kernels_choose_by_width(monkeypatch, dim):
+    pos = torch.rand(300, dim, generator=torch.Generator().manual_seed(0))
+    expected = knn(pos, 5)
+    monkeypatch.setattr(native, "_LIBRARY", None)
+    torch.testing.assert_close(knn(pos, 5), expected, rtol=0, atol=0)
+    chosen = search._implementation(search._points(pos, None, None, None))
+    assert chosen is (scipy_tree if dim == 3 else brute_force)
 
 
 def test_kernels_that_were_not_built_are_named(monkeypatch):

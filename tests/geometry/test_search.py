@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from geoattn import native
 from geoattn.geometry import search
-from geoattn.geometry.search import compiled, scipy_tree, torch_tree
+from geoattn.geometry.search import brute_force, compiled, scipy_tree, torch_tree
 from geoattn.ops import farthest_point_sample, knn, radius
 
-IMPLEMENTATIONS = [scipy_tree, torch_tree] + ([compiled] if native.library() is not None else [])
+IMPLEMENTATIONS = [scipy_tree, torch_tree, brute_force] + ([compiled] if native.library() is not None else [])
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rsplit(".")[-1], scope="module")
 def implementation(request):
     """Each in turn does what `knn` and `radius` are asked for, on CPU tensors."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_implementation", lambda pos: request.param)
+        patch.setattr(search, "_implementation", lambda points: request.param)
         yield request.param
 
 
@@ -118,8 +118,8 @@ DEGENERATE = ["one place", "a line", "clusters", "a far point", "a lattice", "th
 
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_no_arrangement_is_quadratic(implementation, name):
-    """It would take minutes."""
-    pos = degenerate(name, 10_000 if implementation is torch_tree else 20_000)
+    """It would take minutes, but for brute force, whose time no arrangement changes."""
+    pos = degenerate(name, {torch_tree: 10_000, brute_force: 4_000}.get(implementation, 20_000))
     _, col = knn(pos, 8)
     some = torch.arange(0, len(pos), 997)
     expected = [[i for _, i in row[:8]] for row in sorted_keys(pos, pos[some])]
@@ -178,7 +178,7 @@ def test_wide_features_with_every_instruction_set(instructions, dtype, monkeypat
     best = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
     if ["base", "avx2", "avx512"].index(instructions) > best:
         pytest.skip(f"this machine has no {instructions}")
-    monkeypatch.setattr(search, "_implementation", lambda pos: compiled)
+    monkeypatch.setattr(search, "_implementation", lambda points: compiled)
     monkeypatch.setattr(native, "function", lambda name: getattr(native.library(), f"{name}_{instructions}"))
     for dim in (5, 8, 33):
         check_wide(torch.randn(360, dim, generator=torch.Generator().manual_seed(0)).to(dtype))

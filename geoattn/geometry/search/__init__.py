@@ -10,8 +10,12 @@ from torch import Tensor
 
 from geoattn import native
 from geoattn._forced import forced
-from geoattn.geometry.search import compiled, scipy_tree, torch_tree
+from geoattn.geometry.search import brute_force, compiled, scipy_tree, torch_tree
 from geoattn.geometry.search.points import Points
+
+# Without the compiled kernels: dimensions from which a matrix product of all pairs is faster than a tree, and points of
+# a sample up to which it is on CPUs, where trees gain much if the points fill few of their dimensions.
+_WIDE, _MANY = 12, 30_000
 
 
 @torch.compiler.disable  # sizes depend on the data, and fused arithmetic would round otherwise
@@ -46,7 +50,7 @@ def knn(
     points = _points(pos, batch, query_pos, query_batch)
     if _none(points):
         return _no_rows(points)
-    return _implementation(points.key).knn(points, k, math.inf)
+    return _implementation(points).knn(points, k, math.inf)
 
 
 @torch.compiler.disable
@@ -85,8 +89,8 @@ def radius(
         return _no_rows(points)
     limit = _largest_square(float(r))
     if max_neighbors is None:
-        return _implementation(points.key).radius(points, limit)
-    return _implementation(points.key).knn(points, max_neighbors, limit)
+        return _implementation(points).radius(points, limit)
+    return _implementation(points).knn(points, max_neighbors, limit)
 
 
 def kernels_run(pos: Tensor) -> bool:
@@ -106,10 +110,14 @@ def kernels_run(pos: Tensor) -> bool:
     return reason is None
 
 
-def _implementation(pos: Tensor) -> ModuleType:
-    if kernels_run(pos):
+def _implementation(points: Points) -> ModuleType:
+    """The fastest that can search here; all give the same rows."""
+    if kernels_run(points.key):
         return compiled
-    return scipy_tree if pos.device.type == "cpu" else torch_tree
+    wide = points.key.size(1) >= _WIDE
+    if points.key.device.type != "cpu":
+        return brute_force if wide else torch_tree
+    return brute_force if wide and int(points.ptr.diff().max()) <= _MANY else scipy_tree
 
 
 def _largest_square(r: float) -> float:
