@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 MISSING = "the CPU kernels were not built; install a C++ compiler, then `pip install --force-reinstall geoattn`"
 
 _INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
+OUT_OF_RANGE = "the pattern names a key or a query that does not exist"
+NOT_RISING = "rowptr of the pattern does not rise from 0 to the number of its edges"
 # What a kernel returns (geoattn::Failure in csrc/parallel.h), and what it means.
 _FAILURES = {
-    -1: IndexError("the pattern names a key or a query that does not exist"),
-    -2: IndexError("rowptr of the pattern does not rise from 0 to the number of its edges"),
+    -1: IndexError(OUT_OF_RANGE),
+    -2: IndexError(NOT_RISING),
     -3: MemoryError("the CPU kernels ran out of memory; process fewer queries, or fewer samples, at a time"),
 }
 

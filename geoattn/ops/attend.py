@@ -193,6 +193,7 @@ def attention_weights(
     if scale is None:
         scale = query.size(-1) ** -0.5
     log_weight = _log_weight(key_weight, query)
+    pattern.ensure_valid()
     problem = _problem(query, key, key, pattern, bias, log_weight, edge_key, None, att, scale, negative_slope)
     return segment_softmax(reference.scores(problem, reference.row_of_edges(problem)), ptr=problem.rowptr)
 

@@ -79,6 +79,7 @@ def vector_attend(
     """
     key_position = position if key_position is None else key_position
     _check(query, key, value, pattern, position, key_position, dropout)
+    pattern.ensure_valid()
     backend = kernels_for(forced(), query, "vector attention")
     queries, keys, networks = (query, position), (key, value, key_position), (pos_nn, attn_nn)
     if backend == "reference" or dropout or not all(x is None or isinstance(x, nn.Module) for x in networks):

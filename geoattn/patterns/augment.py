@@ -200,7 +200,9 @@ def _matrix(pattern: Neighbors) -> scipy.sparse.csr_array:
     """As a boolean matrix of its own memory, sorted and without duplicates."""
     if pattern.heads > 1:
         raise ValueError(f"expected a pattern that all heads share, got {pattern}")
-    rowptr, col = pattern.rowptr.cpu().numpy(), pattern.col.cpu().numpy()
+    pattern = pattern.to("cpu")
+    pattern.ensure_valid()  # scipy does not look
+    rowptr, col = pattern.rowptr.numpy(), pattern.col.numpy()
     size = pattern.num_queries, pattern.num_keys
     matrix = scipy.sparse.csr_array((np.ones(len(col), dtype=bool), col, rowptr), size, copy=True)
     matrix.sum_duplicates()

@@ -15,7 +15,7 @@ from geoattn import native
 from geoattn.geometry import search
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
-from geoattn.patterns.rows import check_range, compress, row_of_edges, transpose
+from geoattn.patterns.rows import check_range, check_rows, compress, row_of_edges, transpose
 from geoattn.patterns.visits import Visits, find_visits, may_pay
 
 T = TypeVar("T")
@@ -78,8 +78,12 @@ class Neighbors:
         self._transpose: Neighbors | None = None
         self._with_self_loops: Neighbors | None = None
         self._visits: dict[bool, Visits | None] = {}
+        # Versions of rowptr and col whose values were found to be right, and of which the above was made.
+        self._valid: tuple[int, int] | None = None
+        self._made_of: tuple[int, int] | None = None
         if check and native.in_memory(rowptr, col):
             self._check()
+            self._valid = self.versions()
 
     def _check(self) -> None:
         rowptr, col = self.rowptr, self.col
@@ -95,8 +99,43 @@ class Neighbors:
         if self.heads > 1 and bool((self.row % self.heads != col % self.heads).any()):
             raise ValueError(f"each of {self.heads} heads of a query must attend to the same head of its keys")
 
+    def versions(self) -> tuple[int, int] | None:
+        """What changes where the tensors are changed in place; None where torch does not count that."""
+        try:
+            return self.rowptr._version, self.col._version
+        except RuntimeError:  # of tensors made in inference mode
+            return None
+
+    def ensure_valid(self) -> None:
+        """Look at the values if they were not looked at yet or have been changed since; on a GPU, never.
+
+        Raises:
+            IndexError: If ``rowptr`` does not rise from 0 to the number of edges, or a key is out of range.
+        """
+        if torch.compiler.is_compiling():
+            return
+        versions = self.versions()
+        if versions is not None and versions == self._valid:
+            return
+        if self.rowptr.device.type == "cpu" and native.in_memory(self.rowptr, self.col):
+            with native.outside_modes():
+                check_rows(self.rowptr, self.col, self.num_keys)
+            self._valid = versions
+
+    def _forget_changed(self) -> None:
+        """Keep nothing that was made of values that have been changed since."""
+        if torch.compiler.is_compiling():
+            return
+        versions = self.versions()
+        if versions != self._made_of:
+            if self._made_of is not None:
+                self._row = self._transpose = self._with_self_loops = None
+                self._visits = {}
+            self._made_of = versions
+
     def _kept(self, name: str, make: Callable[[], T]) -> T:
         """What is kept under ``name``, made when first asked for; while compiling nothing is kept."""
+        self._forget_changed()
         found: T | None = getattr(self, name)
         if found is not None:
             return found
@@ -125,7 +164,11 @@ class Neighbors:
     @property
     def row(self) -> Tensor:
         """Query of every edge, ``[E]``, ascending."""
-        return self._kept("_row", lambda: row_of_edges(self.rowptr, self.num_edges))
+        return self._kept("_row", self._make_row)
+
+    def _make_row(self) -> Tensor:
+        self.ensure_valid()
+        return row_of_edges(self.rowptr, self.num_edges)
 
     @property
     def transpose(self) -> Neighbors:
@@ -155,6 +198,7 @@ class Neighbors:
         Raises:
             IndexError: If the pattern was not checked and is wrong.
         """
+        self._forget_changed()
         in_memory = native.in_memory(self.rowptr, self.col)
         if transposed not in self._visits and in_memory:
             with native.outside_modes():
@@ -304,6 +348,7 @@ class Neighbors:
     def _num_elements(self) -> int:
         if self.num_queries != self.num_keys:
             raise ValueError(f"only a pattern whose queries are its keys can be renumbered, not {self}")
+        self.ensure_valid()
         return self.num_queries // self.heads
 
     def _cuthill_mckee(self, count: int) -> Tensor:
@@ -381,7 +426,10 @@ class Neighbors:
             edges = key.numel() + min(num_queries, num_keys) * self_loops
             _check_fits(dtype, queries=num_queries, keys=num_keys, edges=edges)
         rowptr, col, order = compress(key, query, num_queries, num_keys, self_loops, dtype)
-        return cls(rowptr, col, num_keys, order, check=False)
+        pattern = cls(rowptr, col, num_keys, order, check=False)
+        if not torch.compiler.is_compiling():
+            pattern._valid = pattern.versions()
+        return pattern
 
     @classmethod
     def per_head(cls, patterns: Sequence[Neighbors]) -> Neighbors:
@@ -401,6 +449,7 @@ class Neighbors:
             raise ValueError("expected one pattern for each head, got none")
         first, heads = patterns[0], len(patterns)
         for h, pattern in enumerate(patterns):
+            pattern.ensure_valid()
             if pattern.heads != 1:
                 raise ValueError(f"pattern {h} has heads of its own: {pattern}")
             if (pattern.num_queries, pattern.num_keys) != (first.num_queries, first.num_keys):

@@ -77,10 +77,26 @@ def transpose(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None =
             col.dtype == torch.int64,
         )
         return by_key, row
+    if col.device.type == "cpu" and native.in_memory(rowptr, col) and not native.modes_active():
+        check_rows(rowptr, col, num_keys)
     ascending, position = col.sort(stable=True)
     if order is not None:
         order.copy_(position)
     return _begins(ascending, num_keys), row_of_edges(rowptr, num_edges)[position]
+
+
+def check_rows(rowptr: Tensor, col: Tensor, num_keys: int) -> None:
+    """Look at the values of a pattern; on a GPU the host waits for them.
+
+    Raises:
+        IndexError: If the rows do not rise from 0 to the number of edges, or a key is out of range.
+    """
+    if int(rowptr[0]) != 0 or int(rowptr[-1]) != col.numel() or bool((rowptr[1:] < rowptr[:-1]).any()):
+        raise IndexError(native.NOT_RISING)
+    if col.numel():
+        low, high = col.aminmax()
+        if int(low) < 0 or int(high) >= num_keys:
+            raise IndexError(native.OUT_OF_RANGE)
 
 
 def row_of_edges(rowptr: Tensor, num_edges: int) -> Tensor:

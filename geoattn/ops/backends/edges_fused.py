@@ -35,6 +35,7 @@ def arguments(pattern: Neighbors, of_key: Tensor, backend: str | None) -> Patter
         of_key: What belongs to keys.
         backend: Name of the backend that is forced, if any.
     """
+    pattern.ensure_valid()
     missing: Pattern = [None] * 4
     columns, visits, column_visits = missing, missing, missing
     if of_key.requires_grad and torch.is_grad_enabled():

@@ -29,14 +29,17 @@ _INPUTS = Gradients._fields  # what has gradients
 def attend(problem: Problem, pattern: Neighbors, name: str | None) -> tuple[Tensor, Tensor]:
     """Output ``[N, H, C]`` and log-sum-exp ``[N, H]``, on the backend ``name`` or the best one where it is None."""
     if name == "reference" or transforms_active():
+        pattern.ensure_valid()
         return reference.forward(problem)
     inputs = _inputs(problem)
     if traced(*inputs):
         return _call_operator(problem, pattern, name)
     backend = choose(problem, name)
-    visits = pattern.visits(positions=_has_positions(problem)) if backend.VISITS else None
-    if visits is not None:
-        problem = problem._replace(visits=visits)
+    if backend.VISITS:
+        visits = pattern.visits(positions=_has_positions(problem))
+        problem = problem if visits is None else problem._replace(visits=visits)
+    else:
+        pattern.ensure_valid()
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         found: tuple[Tensor, Tensor] = _Attend.apply(backend, pattern, problem, *inputs)
         return found

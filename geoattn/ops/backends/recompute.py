@@ -154,6 +154,7 @@ class _Call(NamedTuple):
         return (of_all_rows(self.function, self.pattern, queries, keys, edges, shared),)
 
     def chunks(self) -> Iterator[_Chunk]:
+        self.pattern.ensure_valid()
         rowptr, col = self.pattern.rowptr, self.pattern.col
         for rows, edges in slices(rowptr, self.pattern.num_edges, edges_per_chunk(self.pattern)):
             degree = rowptr[rows.start : rows.stop + 1].diff()
@@ -211,11 +212,14 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(*tensors)
+        ctx.versions = call.pattern.versions()
         return _forward(call, tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, tensors, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if ctx.versions != call.pattern.versions():
+            raise RuntimeError("the pattern was modified by an inplace operation since the forward pass")
         device, dtype, enabled = call.autocast
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
             if torch.is_grad_enabled() or transforms_active(grad):
