@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geoattn.ops.backends import reference
 from geoattn.ops.backends.problem import Gradients, Problem
+from geoattn.ops.backends.recompute import slices
 from geoattn.patterns.visits import Visits
 
 READS_OUT, VISITS = True, False  # see `Backend`
@@ -75,9 +76,18 @@ def _takes_sparse(problem: Problem) -> bool:
 
 
 class _Matrix:
-    """The pattern as a sparse matrix whose values are given when it is used."""
+    """The pattern as a sparse matrix whose values are given when it is used.
+
+    Raises:
+        IndexError: If the pattern is not one of so many columns: MKL would read and write anywhere.
+    """
 
     def __init__(self, rowptr: Tensor, col: Tensor, columns: int) -> None:
+        low, high = col.aminmax()
+        if int(low) < 0 or int(high) >= columns:
+            raise IndexError("the pattern names a key or a query that does not exist")
+        if rowptr[0] != 0 or rowptr[-1] != col.numel() or bool((rowptr[1:] < rowptr[:-1]).any()):
+            raise IndexError("rowptr of the pattern does not rise from 0 to the number of its edges")
         # MKL takes 32-bit indices: converted here, they are not converted again in every product.
         small = max(col.numel(), columns) < 2**31
         self.rowptr, self.col = (rowptr.int(), col.int()) if small else (rowptr.long(), col.long())
@@ -85,7 +95,7 @@ class _Matrix:
 
     def per_edge(self, x: Tensor, out: Tensor) -> Tensor:
         """Writes for every edge what stands in ``x`` for its row."""
-        for rows, edges in slices(self.rowptr, _EDGES_AT_A_TIME):
+        for rows, edges in slices(self.rowptr, self.col.numel(), _EDGES_AT_A_TIME):
             degree = self.rowptr[rows.start : rows.stop + 1].diff()
             row = torch.repeat_interleave(degree, output_size=edges.stop - edges.start)
             torch.index_select(x[rows], 0, row, out=out[edges])
@@ -217,24 +227,13 @@ def _chunks(problem: Problem) -> Iterator[tuple[slice, slice]]:
     """`slices` that fit the cache."""
     query, value = problem.query, problem.value
     widest = query.size(1) * max(query.size(2), value.size(2), 1)
-    return slices(problem.rowptr, max(numbers_per_chunk(query.device) // widest, 1))
+    size = max(numbers_per_chunk(query.device) // widest, 1)
+    return slices(problem.rowptr, problem.col.numel(), size)
 
 
 def numbers_per_chunk(device: torch.device) -> int:
     """Numbers in the largest temporary of a chunk."""
     return _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
-
-
-def slices(rowptr: Tensor, edges: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of rows, and of their edges: whole rows, of so many edges at most (but always one row)."""
-    rowptr = rowptr.cpu()
-    begin, count = 0, rowptr.numel() - 1
-    while begin < count:
-        limit = int(rowptr[begin]) + edges
-        end = int(torch.searchsorted(rowptr, limit, right=True)) - 1
-        end = min(max(end, begin + 1), count)
-        yield slice(begin, end), slice(int(rowptr[begin]), int(rowptr[end]))
-        begin = end
 
 
 def _cut(problem: Problem, rows: slice, edges: slice) -> Problem:

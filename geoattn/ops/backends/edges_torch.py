@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from geoattn.ops.backends.chunked import numbers_per_chunk, slices
-from geoattn.ops.backends.edges_reference import sum_dtype
+from geoattn.ops.backends.chunked import numbers_per_chunk
+from geoattn.ops.backends.recompute import slices, sum_dtype
 from geoattn.patterns.visits import Visits
 
 
@@ -39,7 +39,7 @@ def weighted_sum(weight: Tensor, value: Tensor, rows: Visits) -> Tensor:
 def _chunks(x: Tensor, rows: Visits) -> Iterator[tuple[slice, slice, Tensor]]:
     """Slices of rows, of their edges, and the row of every edge counted from the first of them."""
     width = max(x.size(1) * x.size(2), 1)
-    for chunk, edges in slices(rows.rowptr, max(numbers_per_chunk(x.device) // width, 1)):
+    for chunk, edges in slices(rows.rowptr, rows.col.numel(), max(numbers_per_chunk(x.device) // width, 1)):
         degree = rows.rowptr[chunk.start : chunk.stop + 1].diff()
         row = torch.arange(degree.numel(), device=degree.device)
         yield chunk, edges, row.repeat_interleave(degree, output_size=edges.stop - edges.start)

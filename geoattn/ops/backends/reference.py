@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from geoattn.ops.backends import philox
 from geoattn.ops.backends.problem import Problem
+from geoattn.ops.backends.sums import gather_rows, sum_rows
 
 
 def unavailable(problem: Problem | None = None) -> str | None:
@@ -31,13 +32,13 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     highest = score.detach().new_full(query.shape[:2], -torch.inf)
     highest = highest.scatter_reduce(0, index, score.detach(), "amax")
     highest = highest.where(highest > -torch.inf, 0)
-    weight = (score - highest.index_select(0, row)).exp()
-    total = torch.zeros_like(highest).index_add(0, row, weight)
+    weight = (score - gather_rows(highest, row)).exp()
+    total = sum_rows(weight, row, highest.size(0))
     lse = log(total) + highest
-    weight = dropped(weight / total.where(total > 0, 1).index_select(0, row), problem)
+    weight = dropped(weight / gather_rows(total.where(total > 0, 1), row), problem)
 
     message = weight.unsqueeze(-1) * values(problem)
-    out = message.new_zeros(*query.shape[:2], message.size(2)).index_add(0, row, message)
+    out = sum_rows(message, row, query.size(0))
     return out.to(query.dtype), lse
 
 
@@ -50,7 +51,7 @@ def row_of_edges(problem: Problem) -> Tensor:
 
 def scores(problem: Problem, row: Tensor) -> Tensor:
     """Score of every edge and head, ``[E, H]``; ``row`` is `row_of_edges`."""
-    query = problem.query.to(problem.sum_dtype).index_select(0, row)
+    query = gather_rows(problem.query.to(problem.sum_dtype), row)
     key = keys(problem)
     if problem.att is None:
         score = (query * key).sum(-1) * problem.scale
@@ -64,7 +65,7 @@ def biased(score: Tensor, problem: Problem) -> Tensor:
     if problem.bias is not None:
         score = score + problem.bias
     if problem.log_weight is not None:
-        score = score + problem.log_weight.index_select(0, problem.col)
+        score = score + gather_rows(problem.log_weight, problem.col)
     return score
 
 
@@ -89,7 +90,7 @@ def dropped(weight: Tensor, problem: Problem) -> Tensor:
 
 def _of_edges(x: Tensor, edge_term: Tensor | None, problem: Problem) -> Tensor:
     # Cast before gathering, so that autograd sums the gradients of edges in the accumulation dtype, too.
-    found = _per_head(x.to(problem.sum_dtype).index_select(0, problem.col), problem)
+    found = _per_head(gather_rows(x.to(problem.sum_dtype), problem.col), problem)
     return found if edge_term is None else found + _per_head(edge_term.to(problem.sum_dtype), problem)
 
 

@@ -29,7 +29,7 @@ def sum_rows(src: Tensor, row: Tensor, num_rows: int) -> Tensor:
     Returns:
         ``[N, ...]`` in the type of ``src``.
     """
-    if src.dtype == torch.float32 and torch.compiler.is_compiling():  # whatever the size, which may be a symbol
+    if src.dtype == torch.float32 and _recorded():  # whatever the size, which may be a symbol
         return _sum(src.double(), row, num_rows).to(src.dtype)
     if src.dtype != torch.float32 or src.size(0) <= SHORT:
         return _sum(src, row, num_rows)
@@ -39,12 +39,17 @@ def sum_rows(src: Tensor, row: Tensor, num_rows: int) -> Tensor:
 
 def gather_rows(x: Tensor, row: Tensor) -> Tensor:
     """The row of every entry, ``[N, ...]`` to ``[E, ...]``; its gradient is `sum_rows`."""
-    if x.dtype == torch.float32 and torch.compiler.is_compiling():
+    if x.dtype == torch.float32 and _recorded():
         return _gather(x.double(), row).to(x.dtype)
     if x.dtype != torch.float32 or row.size(0) <= SHORT:
         return _gather(x, row)
     found: Tensor = _GatherRows.apply(x, row)
     return found
+
+
+def _recorded() -> bool:
+    """Whether a program is made of what runs: it is then to hold operators of torch alone."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _sum(src: Tensor, row: Tensor, num_rows: int) -> Tensor:
