@@ -16,6 +16,7 @@ from torch import Tensor
 from geoattn.ops.backends import reference
 from geoattn.ops.backends.problem import Gradients, Problem
 from geoattn.ops.backends.recompute import slices
+from geoattn.patterns.rows import check_rows
 from geoattn.patterns.visits import Visits
 
 READS_OUT, VISITS = True, False  # see `Backend`
@@ -83,11 +84,7 @@ class _Matrix:
     """
 
     def __init__(self, rowptr: Tensor, col: Tensor, columns: int) -> None:
-        low, high = col.aminmax()
-        if int(low) < 0 or int(high) >= columns:
-            raise IndexError("the pattern names a key or a query that does not exist")
-        if rowptr[0] != 0 or rowptr[-1] != col.numel() or bool((rowptr[1:] < rowptr[:-1]).any()):
-            raise IndexError("rowptr of the pattern does not rise from 0 to the number of its edges")
+        check_rows(rowptr, col, columns)  # compiled programs bring tensors that no pattern has checked
         # MKL takes 32-bit indices: converted here, they are not converted again in every product.
         small = max(col.numel(), columns) < 2**31
         self.rowptr, self.col = (rowptr.int(), col.int()) if small else (rowptr.long(), col.long())
