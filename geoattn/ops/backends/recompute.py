@@ -150,7 +150,7 @@ class _Call(NamedTuple):
             tensors[self.of_keys : self.of_edges],
             tensors[self.of_edges : self.of_shared],
         )
-        shared = _with_tensors(self.shared, tensors[self.of_shared :])
+        shared = with_tensors(self.shared, tensors[self.of_shared :])
         return (of_all_rows(self.function, self.pattern, queries, keys, edges, shared),)
 
     def chunks(self) -> Iterator[_Chunk]:
@@ -202,7 +202,7 @@ def _call(
     device = queries[0].device.type
     autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
     counts = len(queries), len(queries) + len(keys), len(queries) + len(keys) + len(edges)
-    of_shared = [x for item in shared for x in _tensors(item)]
+    of_shared = [x for item in shared for x in tensors_of(item)]
     kept = [_replica(item, {}) if isinstance(item, Module) else item for item in shared]
     return _Call(function, pattern, *counts, kept, autocast), [*queries, *keys, *edges, *of_shared]
 
@@ -228,7 +228,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _forward(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
-    shared = _with_tensors(call.shared, tensors[call.of_shared :])
+    shared = with_tensors(call.shared, tensors[call.of_shared :])
     return torch.cat([call.run(call.cut(tensors, chunk), chunk.row, shared) for chunk in call.chunks()])
 
 
@@ -241,7 +241,7 @@ def _backward(call: _Call, tensors: Sequence[Tensor], needs: Sequence[bool], gra
     for chunk in call.chunks():
         parts = [x.detach().requires_grad_(n in totals) for n, x in enumerate(call.cut(tensors, chunk))]
         with torch.enable_grad():
-            out = call.run(parts, chunk.row, _with_tensors(call.shared, parts[call.of_shared :]))
+            out = call.run(parts, chunk.row, with_tensors(call.shared, parts[call.of_shared :]))
         if out.requires_grad:
             found = torch.autograd.grad(out, [parts[n] for n in totals], grad[chunk.rows], allow_unused=True)
             for (number, total), part in zip(totals.items(), found, strict=True):
@@ -253,19 +253,19 @@ def _backward(call: _Call, tensors: Sequence[Tensor], needs: Sequence[bool], gra
 # ---- Modules with other tensors --------------------------------------------------------------------------------------
 
 
-def _tensors(item: Any) -> list[Tensor]:
+def tensors_of(item: Any) -> list[Tensor]:
     """Parameters and buffers of a module, shared ones once; a tensor itself."""
     if isinstance(item, Module):
         return [*item.parameters(), *item.buffers()]
     return [item] if isinstance(item, Tensor) else []
 
 
-def _with_tensors(shared: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """What is shared with other tensors in the order of `_tensors`."""
+def with_tensors(shared: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """What is shared with other tensors in the order of `tensors_of`."""
     left = iter(tensors)
     found: list[Any] = []
     for item in shared:
-        new = {id(x): next(left) for x in _tensors(item)}
+        new = {id(x): next(left) for x in tensors_of(item)}
         found.append(_replica(item, new) if isinstance(item, Module) else new.get(id(item), item))
     return found
 
@@ -311,16 +311,16 @@ def has_hooks(module: Module) -> bool:
 # ---- What can be computed some rows at a time ------------------------------------------------------------------------
 
 
-class _Random(Exception):  # noqa: N818 - not an error
+class RandomNumbers(Exception):  # noqa: N818 - not an error
     """The function draws random numbers."""
 
 
-class _RefuseRandom(TorchDispatchMode):
+class RefuseRandom(TorchDispatchMode):
     """Stops before a random number is drawn: in this thread, whatever others draw, and from whatever generator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise _Random
+            raise RandomNumbers
         return func(*args, **(kwargs or {}))
 
 
@@ -342,15 +342,15 @@ def _can_be_cut(call: _Call, tensors: Sequence[Tensor]) -> bool:
         ]
         tried.append([x.requires_grad_(like.requires_grad) for x, like in zip(made, tensors, strict=True)])
     both, one = tried
-    shared = _with_tensors(call.shared, both[call.of_shared :])
+    shared = with_tensors(call.shared, both[call.of_shared :])
     modules = [module for item in shared if isinstance(item, Module) for module in item.modules()]
     attributes, versions = [dict(module.__dict__) for module in modules], [x._version for x in both]
     row = torch.arange(2, device=both[0].device).repeat_interleave(2)
     try:
-        with torch.enable_grad(), _RefuseRandom():
+        with torch.enable_grad(), RefuseRandom():
             out = call.run(both, row, shared)
             part = call.run(one, row[:2], shared)
-    except _Random:
+    except RandomNumbers:
         return False
     if (
         versions != [x._version for x in both]

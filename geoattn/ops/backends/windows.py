@@ -8,17 +8,18 @@ always in the same order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import Module
 
 from geoattn.ops.backends import cpu, philox, reference
 from geoattn.ops.backends.modes import differentiable, traced, transforms_active, without_autocast
+from geoattn.ops.backends.recompute import RandomNumbers, RefuseRandom, tensors_of, with_tensors
 from geoattn.patterns.windows import Plan, Runs, Windows
 
 # Scores of a tile of the engine, and how many keys of a run it has at most. On a CPU a tile stays in cache.
@@ -55,15 +56,13 @@ class Bias:
     """A module that makes the bias of pairs from their positions."""
 
     module: Module
-    names: list[str]  # of its parameters and buffers
     autocast: tuple[str, torch.dtype, bool]
 
     @staticmethod
     def of(module: Module, device: str) -> tuple[Bias, list[Tensor]]:
         """The bias, and the tensors that are its state."""
-        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        return Bias(module, list(state), autocast), list(state.values())
+        return Bias(module, autocast), tensors_of(module)
 
     def __call__(self, state: Sequence[Tensor], query_position: Tensor, key_position: Tensor, heads: int) -> Tensor:
         """``[R, H or 1, q, k]`` of positions ``[R, q, P]`` and ``[R, k, P]``.
@@ -71,9 +70,9 @@ class Bias:
         Raises:
             ValueError: If the module gives another shape.
         """
-        named = dict(zip(self.names, state, strict=True))
+        (module,) = with_tensors([self.module], state)
         with torch.autocast(*self.autocast, cache_enabled=False):
-            found: Tensor = functional_call(self.module, named, (query_position, key_position))
+            found: Tensor = module(query_position, key_position)
         runs, queries, keys = *query_position.shape[:2], key_position.size(1)
         if found.shape not in ((runs, heads, queries, keys), (runs, 1, queries, keys)):
             raise ValueError(
@@ -626,28 +625,21 @@ def _gradients(
 
 
 def _check_pairwise(bias: Bias, state: Sequence[Tensor], inputs: Inputs) -> None:
-    """Try the module on a few positions, and leave it as it was."""
+    """Try the module on a few positions and on copies of its state."""
     assert inputs.position is not None
     assert inputs.key_position is not None
     queries, keys = inputs.position[:3].unsqueeze(0), inputs.key_position[:3].unsqueeze(0)
     if not queries.numel() or not keys.numel():
         return
-    heads, versions = inputs.query.size(1), [x._version for x in state]
-    before = [x.clone() for x in state]
-    devices = [queries.device] if queries.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        random = torch.get_rng_state()
-        whole = bias(state, queries, keys, heads)
-        part = bias(state, queries[:, -1:], keys[:, :1], heads)
-        again = bias(state, queries, keys, heads)
-        unrandom = torch.equal(random, torch.get_rng_state())
-        unchanged = versions == [x._version for x in state]
-        if not unchanged:
-            for x, value in zip(state, before, strict=True):
-                x.copy_(value)
-    tolerance = torch.finfo(whole.dtype).eps ** 0.5
-    same = torch.allclose(whole[:, :, -1:, :1], part, tolerance, tolerance * float(whole.abs().max()))
-    if not (unrandom and unchanged and same and torch.equal(whole, again)):
+    heads, copies = inputs.query.size(1), [x.detach().clone() for x in state]
+    versions = [x._version for x in copies]
+    same = False
+    with torch.no_grad(), suppress(RandomNumbers), RefuseRandom():
+        whole = bias(copies, queries, keys, heads)
+        part = bias(copies, queries[:, -1:], keys[:, :1], heads)
+        tolerance = torch.finfo(whole.dtype).eps ** 0.5
+        same = torch.allclose(whole[:, :, -1:, :1], part, tolerance, tolerance * float(whole.abs().max()))
+    if not same or versions != [x._version for x in copies]:
         raise ValueError(
             "the module that makes the bias must take every pair of positions by itself and always give the same: "
             "no normalization over a batch, no dropout, no buffers that it changes. It runs again in the backward pass"
