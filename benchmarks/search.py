@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import FORWARD, Bar, Job, Options, Variant, bar_table, main, ratio_table, save
+from geoattn import backend
 from geoattn.geometry import search
 from geoattn.geometry.search import scipy_tree
 from geoattn.ops import farthest_point_sample, knn, radius
 
 NEIGHBORS, BAR = 16, 1.1
+WIDE_NEIGHBORS, WIDE_BAR, WIDE_DIMENSIONS, WIDE_SIZES = 20, 1.0, (3, 8, 16, 32, 64, 128), (4_000, 10_000)
 OURS = "geoattn"
 # Slow, or for where nothing is compiled: no yardsticks.
 NOT_PEERS = (OURS, "geoattn, nothing compiled")
@@ -126,6 +128,30 @@ def farthest_case(job: Job, cloud: Callable[[int], Tensor]) -> dict[str, Callabl
     }
 
 
+def wide_case(job: Job, dim: int) -> dict[str, Callable[[], Variant] | None]:
+    """Twenty neighbors among features, as layers search in feature space; each gives ``[N, 20]`` indices.
+
+    ``cdist`` rounds in float32, so that it may swap keys that are as good as equally far.
+    """
+    x = torch.randn(job.size, dim)
+
+    def nothing_compiled() -> Tensor:
+        with backend("torch"):
+            return knn(x, WIDE_NEIGHBORS)[1].view(-1, WIDE_NEIGHBORS)
+
+    def distances() -> Variant:
+        return Variant(lambda: torch.cdist(x, x).topk(WIDE_NEIGHBORS, largest=False).indices.double(), same=False)
+
+    return {
+        OURS: own(lambda: knn(x, WIDE_NEIGHBORS)[1].view(-1, WIDE_NEIGHBORS)),
+        "geoattn, nothing compiled": own(nothing_compiled),
+        "cdist + topk": distances,
+        "torch-cluster": lazily(
+            "torch_cluster", lambda m: m.knn(x, x, WIDE_NEIGHBORS)[1].view(-1, WIDE_NEIGHBORS), False
+        ),
+    }
+
+
 def present(variants: dict[str, Callable[[], Variant] | None]) -> Variants:
     """Those whose module is installed."""
     return {name: variant for name, variant in variants.items() if variant is not None}
@@ -135,22 +161,29 @@ CASES = {
     f"{task}, {name}": lambda job, make=make, cloud=cloud: present(make(job, cloud))
     for task, make in (("knn", knn_case), ("radius", radius_case), ("farthest", farthest_case))
     for name, cloud in (("sphere", sphere), ("cube", cube))
-}
+} | {f"wide, {dim} dimensions": lambda job, dim=dim: present(wide_case(job, dim)) for dim in WIDE_DIMENSIONS}
 
 
 def report(options: Options) -> None:
     """Run the sections and write the tables."""
     text, bars = [], []
-    jobs = [Job(case, 2_000 if options.quick else 100_000) for case in CASES if options.wants(case.split(", ")[0])]
+    jobs = []
+    for case in CASES:
+        section = case.split(", ")[0]
+        sizes = WIDE_SIZES if section == "wide" else (100_000,)
+        if options.wants(section):
+            jobs += [Job(case, size) for size in ((2_000,) if options.quick else sizes)]
     for job, timings in options.time(jobs).items():
         text += [f"## {job.case}, {job.size:,} points\n", ratio_table(timings)]
         peers = [name for name in timings.variants() if name not in NOT_PEERS]
         if peers and not job.case.startswith("radius"):
             times = [timings.seconds(name, FORWARD) for name in (OURS, *peers)]
             ratios = [ours / min(others) for ours, *others in zip(*times, strict=True)]
-            bars.append(Bar(f"{job.case}: geoattn ÷ the fastest other", ratios, at_most=BAR))
+            wide = job.case.startswith("wide")
+            name = f"{job.case}, {job.size:,} points" if wide else job.case
+            bars.append(Bar(f"{name}: geoattn ÷ the fastest other", ratios, at_most=WIDE_BAR if wide else BAR))
     save(options, "search", "Neighbor search and sampling", ["## Bars\n", bar_table(bars, not options.quick), *text])
 
 
 if __name__ == "__main__":
-    main(CASES, report, ("knn", "radius", "farthest"))
+    main(CASES, report, ("knn", "radius", "wide", "farthest"))

@@ -1,4 +1,4 @@
-"""Edges in compressed rows, and rows turned to columns."""
+"""Edges in compressed sparse rows (CSR), and their transpose."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def compress(
     key, query = torch.cat([key, loops]), torch.cat([query, loops])
     row, by_query = query[order].sort(stable=True)
     order = order[by_query]
-    return _begins(row, num_queries), key[order], order.to(dtype)
+    return _row_pointers(row, num_queries), key[order], order.to(dtype)
 
 
 def transpose(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ def transpose(rowptr: Tensor, col: Tensor, num_keys: int, order: Tensor | None =
     ascending, position = col.sort(stable=True)
     if order is not None:
         order.copy_(position)
-    return _begins(ascending, num_keys), row_of_edges(rowptr, num_edges)[position]
+    return _row_pointers(ascending, num_keys), row_of_edges(rowptr, num_edges)[position]
 
 
 def check_rows(rowptr: Tensor, col: Tensor, num_keys: int) -> None:
@@ -105,8 +105,8 @@ def row_of_edges(rowptr: Tensor, num_edges: int) -> Tensor:
     return query.repeat_interleave(rowptr.diff(), output_size=num_edges)
 
 
-def _begins(row: Tensor, num_rows: int) -> Tensor:
-    """Where each row begins and ends ``[num_rows + 1]``, given the row of every edge, ascending."""
+def _row_pointers(row: Tensor, num_rows: int) -> Tensor:
+    """``rowptr`` ``[num_rows + 1]``, given the row of every edge, ascending."""
     number = torch.arange(num_rows + 1, dtype=row.dtype, device=row.device)
     return torch.searchsorted(row, number, out_int32=row.dtype == torch.int32)
 

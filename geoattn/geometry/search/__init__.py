@@ -1,4 +1,8 @@
-"""Neighbor search in point sets: exact, the same on every device and on every run."""
+"""Neighbor search in point sets: exact, the same on every device and on every run.
+
+Trees search among few dimensions, products of matrices or blocks among many; `geoattn.ops.knn` and `geoattn.ops.radius`
+choose. All compute the squared distance that `points.Points` defines, so their results are the same to the bit.
+"""
 
 from __future__ import annotations
 

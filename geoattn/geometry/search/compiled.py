@@ -1,4 +1,4 @@
-"""Neighbor search and farthest points in compiled k-d trees, see csrc/search.cpp."""
+"""Neighbor search and farthest point sampling by compiled k-d trees (csrc/search.cpp)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a neighbor search is given, and the last steps that searches without compiled code share."""
+"""The input of a neighbor search, and the steps that searches without compiled code share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ class Points(NamedTuple):
     """Keys and queries of one search, checked: finite, contiguous, float32 or float64, on one device.
 
     The squared distance of two points is the sum, in float64, of the squared differences of their coordinates, added
-    up from the first to the last, every operation rounded by itself. All backends compute exactly this.
+    up from the first to the last, every operation rounded by itself (no fused multiply-add). All implementations
+    compute exactly this.
     """
 
     key: Tensor  # [M, D]
