@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from geoattn._forced import forced
-from geoattn.ops.backends import vector_chain, vector_reference
+from geoattn.ops.backends import vector_chain, vector_reference, vector_rows
 from geoattn.ops.backends.choose import kernels_for
 from geoattn.ops.backends.modes import traced, transforms_active
 from geoattn.ops.backends.recompute import of_all_rows, recompute
@@ -89,7 +89,7 @@ def vector_attend(
         problem = vector_chain.problem(query, key, value, position, key_position, pattern, pos_nn, attn_nn)
         if problem is not None:
             return vector_chain.attend(problem, backend)
-    return recompute(vector_reference.formulas, pattern, queries, keys, (), networks)
+    return recompute(vector_rows.of_rows, pattern, queries, keys, (), networks, formulas=vector_reference.formulas)
 
 
 def _check(

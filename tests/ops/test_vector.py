@@ -47,6 +47,15 @@ def networks(kind, channels, scores, dtype):
     elif kind == "last relu":
         pos_nn = MLP([3, 8, channels], norm=None, plain_last=False)
         attn_nn = MLP([channels, scores], norm=None, plain_last=False)
+    elif kind == "batch norm":
+        pos_nn, attn_nn = (
+            MLP([3, 8, channels]),
+            nn.Sequential(nn.Linear(channels, scores, bias=False), nn.BatchNorm1d(scores)),
+        )
+        for norm in [m for network in (pos_nn, attn_nn) for m in network.modules() if isinstance(m, nn.BatchNorm1d)]:
+            for x in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+                nn.init.uniform_(x, 0.5, 1.5)
+        pos_nn, attn_nn = pos_nn.eval(), attn_nn.eval()
     elif kind == "linear":
         pos_nn, attn_nn = nn.Linear(3, channels, bias=False), None
     else:
@@ -84,7 +93,7 @@ def neighbors(draw):
     return Neighbors.from_edge_index(index, queries, keys)
 
 
-KINDS = ["chain", "last relu", "linear", "other"]
+KINDS = ["chain", "last relu", "batch norm", "linear", "other"]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -120,8 +129,24 @@ def test_gradients_equal_the_reference_however_rows_are_cut(name, kind, edges, m
     torch.testing.assert_close(found[name], found["reference"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", BACKENDS[1:])
+def test_rows_of_one_length(name, kind, monkeypatch):
+    monkeypatch.setitem(recompute.EDGES_PER_CHUNK, "cpu", 50)
+    torch.manual_seed(0)
+    pos_nn, attn_nn = networks(kind, 12, 4, torch.float64)
+    args = inputs(Neighbors.knn(torch.rand(100, 3), 5), 12)
+    tensors = tensors_of(args, pos_nn, attn_nn)
+    found = []
+    for which in (name, "reference"):
+        with backend(which):
+            out = vector_attend(*args, pos_nn=pos_nn, attn_nn=attn_nn)
+        found.append([out, *gradients(out, tensors)])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("kind", ["chain", "other"])
+@pytest.mark.parametrize("kind", ["chain", "batch norm", "other"])
 def test_first_and_second_derivatives(name, kind):
     torch.manual_seed(0)
     pos_nn, attn_nn = networks(kind, 4, 2, torch.float64)

@@ -157,7 +157,7 @@ def _edge_attention(z: Tensor, att: Tensor, pattern: Neighbors) -> Tensor:
     if traced() or transforms_active():
         score = _score(z, att, row, col)
     else:
-        score = _Score.apply(z, att, row, col, edges_per_chunk(pattern))
+        score = _Score.apply(z, att, row, col, edges_per_chunk(z.device))
     weight = F.softplus(score) + 1e-6
     total = segment_sum(weight, ptr=pattern.rowptr)
     root = total.where(total > 0, torch.inf).rsqrt()

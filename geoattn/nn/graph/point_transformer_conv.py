@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 import torch_geometric.nn as pyg
 from torch import Tensor
+from torch_geometric.utils import is_sparse
 
+from geoattn._forced import forced
 from geoattn.nn.graph._drop_in import DropIn, as_edge_index
 from geoattn.ops import vector_attend
+from geoattn.ops.backends.recompute import edges_per_chunk
+from geoattn.ops.backends.vector_chain import chain
 from geoattn.patterns import Adjacency
+
+# With fewer edges, sorting them takes as long as is won afterwards.
+_FEW_EDGES = 128
 
 
 class PointTransformerConv(DropIn, pyg.PointTransformerConv):
@@ -21,7 +29,9 @@ class PointTransformerConv(DropIn, pyg.PointTransformerConv):
 
     Constructor, arguments, results, parameters and their names are those of `torch_geometric.nn.PointTransformerConv`,
     whose documentation applies; ``edge_index`` may be a `geoattn.Neighbors`, too. See `DropIn` for when PyG's own path
-    runs, and `geoattn.ops.vector_attend` for the networks that are run again in the backward pass.
+    runs; it also runs where it is as fast: for an ``edge_index`` of few edges, or of some thousand if the networks are
+    no chains of linear layers and ReLU. See `geoattn.ops.vector_attend` for the networks that are run again in the
+    backward pass.
     """
 
     pyg_layer = pyg.PointTransformerConv
@@ -32,7 +42,7 @@ class PointTransformerConv(DropIn, pyg.PointTransformerConv):
         """Features ``[N, C]`` of the targets."""
         source, target = (x, x) if isinstance(x, Tensor) else x
         source_pos, target_pos = (pos, pos) if isinstance(pos, Tensor) else pos
-        if self._messages_needed(source, target, source_pos, target_pos):
+        if self._messages_needed(source, target, source_pos, target_pos) or self._pyg_is_as_fast(edge_index):
             return super().forward(x, pos, as_edge_index(edge_index))
         key, query = self.lin_src(source), self.lin_dst(target)
         return vector_attend(
@@ -45,3 +55,13 @@ class PointTransformerConv(DropIn, pyg.PointTransformerConv):
             pos_nn=self.pos_nn,
             attn_nn=self.attn_nn,
         )
+
+    def _pyg_is_as_fast(self, edge_index: Adjacency) -> bool:
+        """Whether sorting the edges would not pay, or nothing but the formulas that PyG has would run."""
+        if not isinstance(edge_index, Tensor) or is_sparse(edge_index) or forced() or torch.compiler.is_compiling():
+            return False
+        edges = edge_index.size(-1)
+        if edges < _FEW_EDGES:
+            return True
+        networks = [network for network in (self.pos_nn, self.attn_nn) if network is not None]
+        return edges <= edges_per_chunk(edge_index.device) and not all(map(chain, networks))

@@ -34,6 +34,7 @@ def recompute(
     keys: Sequence[Tensor],
     edges: Sequence[Tensor] = (),
     shared: Sequence[Any] = (),
+    formulas: EdgeFunction | None = None,
 ) -> Tensor:
     """``function`` of all rows, some at a time, and again in the backward pass, so that nothing per edge is kept.
 
@@ -53,17 +54,24 @@ def recompute(
         keys: Tensors ``[M, ...]``.
         edges: Tensors ``[E, ...]``, in the order of ``pattern.col``.
         shared: What all edges share: tensors, modules, and what holds no tensors.
+        formulas: What computes all rows at once, if that is not ``function``, which then need be differentiable only
+            once and must not keep what it is given.
 
     Returns:
         ``[N, ...]``.
     """
-    if not traced() and not transforms_active() and pattern.num_edges > edges_per_chunk(pattern) and _plain(shared):
-        call, tensors = _call(function, pattern, queries, keys, edges, shared)
+    if (
+        not traced()
+        and not transforms_active()
+        and pattern.num_edges > edges_per_chunk(pattern.col.device)
+        and _plain(shared)
+    ):
+        call, tensors = _call(function, formulas or function, pattern, queries, keys, edges, shared)
         if _can_be_cut(call, tensors):
             if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
                 return _Recomputed.apply(call, *tensors)
             return _forward(call, tensors)
-    return of_all_rows(function, pattern, queries, keys, edges, shared)
+    return of_all_rows(formulas or function, pattern, queries, keys, edges, shared)
 
 
 def of_all_rows(
@@ -78,9 +86,9 @@ def of_all_rows(
     return function(queries, [gather(x, pattern.col) for x in keys], edges, pattern.row.long(), shared)
 
 
-def edges_per_chunk(pattern: Neighbors) -> int:
+def edges_per_chunk(device: torch.device) -> int:
     """How many edges to take at a time."""
-    return EDGES_PER_CHUNK["cpu" if pattern.col.device.type == "cpu" else "cuda"]
+    return EDGES_PER_CHUNK["cpu" if device.type == "cpu" else "cuda"]
 
 
 def slices(rowptr: Tensor, num_edges: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -98,6 +106,25 @@ def slices(rowptr: Tensor, num_edges: int, size: int) -> Iterator[tuple[slice, s
     row, edge = torch.stack([cuts, rowptr[cuts]]).tolist()  # one transfer for all that the host must know
     for c in range(len(row) - 1):
         yield slice(row[c], row[c + 1]), slice(edge[c], edge[c + 1])
+
+
+class Chunk(NamedTuple):
+    """Some rows and their edges."""
+
+    rows: slice
+    edges: slice
+    row: Tensor  # of every edge, counted from the first of the chunk, int64
+    col: Tensor  # of every edge
+
+
+def chunks(pattern: Neighbors) -> Iterator[Chunk]:
+    """All rows of a pattern in chunks."""
+    pattern.ensure_valid()
+    for rows, edges in slices(pattern.rowptr, pattern.num_edges, edges_per_chunk(pattern.col.device)):
+        degree = pattern.rowptr[rows.start : rows.stop + 1].diff()
+        row = torch.arange(degree.numel(), device=degree.device)
+        row = row.repeat_interleave(degree, output_size=edges.stop - edges.start)
+        yield Chunk(rows, edges, row, pattern.col[edges])
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
@@ -127,6 +154,7 @@ class _Call(NamedTuple):
     """What a call is made of, except for tensors: those of queries, keys and edges, then those of what is shared."""
 
     function: EdgeFunction
+    formulas: EdgeFunction
     pattern: Neighbors
     of_keys: int  # number of the first tensor of keys, and so on
     of_edges: int
@@ -151,18 +179,9 @@ class _Call(NamedTuple):
             tensors[self.of_edges : self.of_shared],
         )
         shared = with_tensors(self.shared, tensors[self.of_shared :])
-        return (of_all_rows(self.function, self.pattern, queries, keys, edges, shared),)
+        return (of_all_rows(self.formulas, self.pattern, queries, keys, edges, shared),)
 
-    def chunks(self) -> Iterator[_Chunk]:
-        self.pattern.ensure_valid()
-        rowptr, col = self.pattern.rowptr, self.pattern.col
-        for rows, edges in slices(rowptr, self.pattern.num_edges, edges_per_chunk(self.pattern)):
-            degree = rowptr[rows.start : rows.stop + 1].diff()
-            row = torch.arange(degree.numel(), device=col.device)
-            row = row.repeat_interleave(degree, output_size=edges.stop - edges.start)
-            yield _Chunk(rows, edges, row, col[edges])
-
-    def cut(self, tensors: Sequence[Tensor], chunk: _Chunk) -> list[Tensor]:
+    def cut(self, tensors: Sequence[Tensor], chunk: Chunk) -> list[Tensor]:
         """The tensors of a chunk."""
         return [
             *(x[chunk.rows] for x in tensors[: self.of_keys]),
@@ -171,7 +190,7 @@ class _Call(NamedTuple):
             *tensors[self.of_shared :],
         ]
 
-    def add(self, total: Tensor, number: int, part: Tensor, chunk: _Chunk) -> None:
+    def add(self, total: Tensor, number: int, part: Tensor, chunk: Chunk) -> None:
         """Add the gradient of a chunk's tensor to that of the tensor of this number."""
         if number < self.of_keys:
             total[chunk.rows] += part
@@ -183,15 +202,9 @@ class _Call(NamedTuple):
             total += part
 
 
-class _Chunk(NamedTuple):
-    rows: slice
-    edges: slice
-    row: Tensor  # of every edge, counted from the first of the chunk
-    col: Tensor
-
-
 def _call(
     function: EdgeFunction,
+    formulas: EdgeFunction,
     pattern: Neighbors,
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
@@ -204,7 +217,7 @@ def _call(
     counts = len(queries), len(queries) + len(keys), len(queries) + len(keys) + len(edges)
     of_shared = [x for item in shared for x in tensors_of(item)]
     kept = [_replica(item, {}) if isinstance(item, Module) else item for item in shared]
-    return _Call(function, pattern, *counts, kept, autocast), [*queries, *keys, *edges, *of_shared]
+    return _Call(function, formulas, pattern, *counts, kept, autocast), [*queries, *keys, *edges, *of_shared]
 
 
 class _Recomputed(torch.autograd.Function):
@@ -229,7 +242,7 @@ class _Recomputed(torch.autograd.Function):
 
 def _forward(call: _Call, tensors: Sequence[Tensor]) -> Tensor:
     shared = with_tensors(call.shared, tensors[call.of_shared :])
-    return torch.cat([call.run(call.cut(tensors, chunk), chunk.row, shared) for chunk in call.chunks()])
+    return torch.cat([call.run(call.cut(tensors, chunk), chunk.row, shared) for chunk in chunks(call.pattern)])
 
 
 def _backward(call: _Call, tensors: Sequence[Tensor], needs: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
@@ -238,7 +251,7 @@ def _backward(call: _Call, tensors: Sequence[Tensor], needs: Sequence[bool], gra
         for number, (x, needed) in enumerate(zip(tensors, needs, strict=True))
         if needed
     }
-    for chunk in call.chunks():
+    for chunk in chunks(call.pattern):
         parts = [x.detach().requires_grad_(n in totals) for n, x in enumerate(call.cut(tensors, chunk))]
         with torch.enable_grad():
             out = call.run(parts, chunk.row, with_tensors(call.shared, parts[call.of_shared :]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
-from torch_geometric.nn import MLP
+from torch_geometric.nn import MLP, BatchNorm
 from torch_geometric.nn import Linear as PyGLinear
 
 from geoattn.ops.backends import vector_cpu, vector_reference, vector_torch
@@ -123,6 +123,8 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def chain(network: Any) -> list[Linear] | None:
     """The layers of a network that is a chain of linear layers and ReLU; None if it is anything else."""
+    if _has_any_global_hook():
+        return None
     layers: list[Linear] = []
     for module in _leaves(network):
         if not _as_its_class(module):
@@ -131,29 +133,51 @@ def chain(network: Any) -> list[Linear] | None:
             layers.append(Linear(module.weight, module.bias, False))
         elif type(module) is nn.ReLU and layers:
             layers[-1] = layers[-1]._replace(relu=True)
+        elif type(module) is nn.BatchNorm1d and _fits(module, layers):
+            layers[-1] = _normalized(layers[-1], module)
         elif type(module) is not nn.Identity and not (type(module) is nn.Dropout and not module.training):
             return None
     return layers
+
+
+def _fits(norm: nn.BatchNorm1d, layers: Sequence[Linear]) -> bool:
+    """Whether normalization is a linear map of what the last layer gives: in evaluation, by running statistics."""
+    return (
+        not norm.training
+        and norm.running_mean is not None
+        and bool(layers)
+        and not layers[-1].relu
+        and layers[-1].weight.size(0) == norm.num_features
+        and layers[-1].weight.dtype == norm.running_mean.dtype
+    )
+
+
+def _normalized(layer: Linear, norm: nn.BatchNorm1d) -> Linear:
+    """A linear layer with the normalization behind it."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
+    bias = bias * scale if norm.bias is None else bias * scale + norm.bias
+    return Linear(layer.weight * scale.unsqueeze(1), bias, False)
 
 
 def _leaves(network: Any) -> list[Any]:
     """The modules that run one after the other; the network itself where that is not known."""
     if type(network) is nn.Sequential and _as_its_class(network):
         return [leaf for module in network for leaf in _leaves(module)]
+    if type(network) is BatchNorm and _as_its_class(network) and not network.training:
+        return [network.module]
     if type(network) is MLP and _as_its_class(network) and not (network.training and any(network.dropout)):
         leaves = []
         for layer, norm in zip(network.lins, network.norms, strict=False):
             leaves += [layer, network.act, norm] if network.act_first else [layer, norm, network.act]
         leaves += network.lins[-1:] if network.plain_last else []
-        return [leaf for leaf in leaves if leaf is not None]
+        return [leaf for part in leaves if part is not None for leaf in _leaves(part)]
     return [network]
 
 
 def _as_its_class(module: Any) -> bool:
-    """Whether calling a module does what the ``forward`` of its class says, and no more."""
-    return (
-        isinstance(module, nn.Module)
-        and "forward" not in module.__dict__
-        and not has_hooks(module)
-        and not _has_any_global_hook()
-    )
+    """Whether calling a module does what the ``forward`` of its class says, and no more; hooks of all modules apart."""
+    return isinstance(module, nn.Module) and "forward" not in module.__dict__ and not has_hooks(module)
