@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -244,6 +245,10 @@ struct Attention {
       Buffer<A> query(padded * D), sum(padded * C), score(kBatch * blocks * kScores);
       // Of the row: per block of heads, repeated to fill a vector.
       Buffer<A> row_top(blocks * W), row_total(blocks * W);
+      // Of rows of several blocks: their totals and sums, and what the latter are to be multiplied by.
+      Buffer<double> long_total(padded), rescale(padded);
+      std::fill(rescale + 0, rescale + padded, 1.0);
+      BlockSums<A> block_sums(padded * C);
       // Of every tile, [blocks, P]: the same, and what was summed before it is to be multiplied by.
       Buffer<A> top(kBatch * blocks * P + W), total(kBatch * blocks * P + W), shrink(kBatch * blocks * P + W);
       side.walk.batches(from, to, [&](Batch& batch) {
@@ -257,12 +262,13 @@ struct Attention {
         for (const Tile& tile : batch) {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t n = batch.index(tile) * blocks + k;
-            soften(tile, k * P, score + n * kScores, row_top + k * W, row_total + k * W, shrink + n * P);
+            online_softmax(tile, k * P, score + n * kScores, row_top + k * W, row_total + k * W, shrink + n * P);
             store_heads(top + n * P, load(row_top + k * W));
             store_heads(total + n * P, load(row_total + k * W));
+            if (tile.divided) add_total(tile, total + n * P, shrink + n * P, long_total + k * P);
           }
         }
-        finish(top, total, batch.count * blocks * P);
+        normalize(top, total, batch.count * blocks * P);
         for (const Tile& tile : batch) {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, n = batch.index(tile) * blocks + k;
@@ -273,16 +279,22 @@ struct Attention {
               for (int v = 0; v < vectors(tile); ++v) store(weight + v * W, load(weight + v * W) * by);
               for (int p = 0; p < P; ++p) of_head[p] *= total[n * P + p];
             }
-            if (!tile.first)
+            if (!tile.begins)
               for (int p = 0; p < P; ++p)
                 for (int64_t c = 0; c < C; ++c) sum[(h + p) * C + c] *= of_head[p];
+            if (tile.divided && !tile.first)
+              for (int p = 0; p < P; ++p) rescale[h + p] *= of_head[p];
             of_width.add_rows_ahead_(out.into(tile, sum, h, false, !call.edge_value), weight,
                                      rows_opposite(side, tile, h), static_cast<int>(C), tile.count);
             if (call.edge_value)
               of_width.add_rows_ahead_(out.into(tile, sum, h, true, true), weight, edge_values(tile, h),
                                        static_cast<int>(C), tile.count);
           }
-          if (tile.last) out.write_rest(tile.row, sum);
+          if (tile.divided && tile.ends) {
+            block_sums.add_block(tile, sum, [&](int64_t i) { return rescale[i / C]; });
+            std::fill(rescale + 0, rescale + padded, 1.0);
+          }
+          if (tile.last) out.write_rest(tile, sum);
         }
       });
       finish_streams();
@@ -290,9 +302,9 @@ struct Attention {
     return error;
   }
 
-  // From the scores of a tile, in place, to weights relative to the highest score so far; what was summed so far is to
-  // be multiplied by `shrink`.
-  INLINE void soften(const Tile& tile, int64_t h, A* score, A* to_top, A* to_total, A* to_shrink) const {
+  // A tile's step of the online softmax: from scores, in place, to weights relative to the highest score so far. Of the
+  // row, or of its block, what was summed so far is to be multiplied by `shrink`.
+  INLINE void online_softmax(const Tile& tile, int64_t h, A* score, A* to_top, A* to_total, A* to_shrink) const {
     const int n = vectors(tile);
     const Vec<A> before = tile.first ? splat(A(-INFINITY)) : load(to_top);
     Vec<A> top = before, total{};
@@ -311,7 +323,7 @@ struct Attention {
     total = over_edges<P, A>(total, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
     if (!tile.first) {
       const Vec<A> shrink = exp(before - shift);
-      total += load(to_total) * shrink;
+      if (!tile.begins) total += load(to_total) * shrink;
       store_heads(to_shrink, shrink);
     }
     store(to_total, total);
@@ -321,9 +333,17 @@ struct Attention {
       for (int l = 0; l < tile.count * P; ++l) score[l] *= kept[l];
     }
   }
+  // Adds the total of a block that ends to that of its row, [P].
+  static NOINLINE void add_total(const Tile& tile, A* total, const A* shrink, double* of_row) {
+    for (int p = 0; p < P; ++p) {
+      of_row[p] = tile.first ? 0.0 : of_row[p] * shrink[p];
+      if (tile.ends) of_row[p] += total[p];
+      if (tile.last) total[p] = static_cast<A>(of_row[p]);
+    }
+  }
   // In place, of any number of rows: from the highest scores to log-sum-exp, and from totals to what the weights are to
   // be multiplied by.
-  static INLINE void finish(A* top, A* total, int64_t count) {
+  static INLINE void normalize(A* top, A* total, int64_t count) {
     for (int64_t l = 0; l < count; l += W) {
       const Vec<A> sum = load(total + l);
       const Mask<A> empty = sum == 0;
@@ -340,7 +360,7 @@ struct Attention {
 
   // In place, from scores to p and from grad_out_i . value_j to d. Vector v of the tile has the log-sum-exp lse_of(v).
   template <class Of>
-  INLINE void weigh(const Tile& tile, A* score, A* upstream, const A* kept, const Of& lse_of) const {
+  INLINE void probabilities(const Tile& tile, A* score, A* upstream, const A* kept, const Of& lse_of) const {
     for (int v = 0; v < vectors(tile); ++v) {
       store(score + v * W, exp(load(score + v * W) - lse_of(v)));
       if (kept) store(upstream + v * W, load(upstream + v * W) * load(kept + v * W));
@@ -348,7 +368,7 @@ struct Attention {
   }
   // In place, from p to the weights that values were summed with, and from d to ds.
   template <class Of>
-  INLINE void chain(const Tile& tile, A* score, A* upstream, const A* kept, const Of& delta_of) const {
+  INLINE void gradient_of_scores(const Tile& tile, A* score, A* upstream, const A* kept, const Of& delta_of) const {
     for (int v = 0; v < vectors(tile); ++v) {
       const Vec<A> p = load(score + v * W);
       store(upstream + v * W, p * (load(upstream + v * W) - delta_of(v)));
@@ -356,20 +376,21 @@ struct Attention {
     }
   }
   // What dropout multiplies the edges of a tile by, or null without dropout.
-  INLINE const A* kept_of(const Tile& tile, int64_t h, A* room) const {
+  INLINE const A* kept_of(const Tile& tile, int64_t h, A* scratch) const {
     if (call.dropout <= 0) return nullptr;
-    std::fill(room, room + kScores, A(0));
-    keep(tile, h, room);
-    return room;
+    std::fill(scratch, scratch + kScores, A(0));
+    keep(tile, h, scratch);
+    return scratch;
   }
 
   // Of a tile of queries: from scores to p, from upstream gradients to d, and, if `sum`, its part of sum p d. Leaves what
   // the transpose needs to know in `own`, the stats of the row.
-  INLINE void weigh_row(const Tile& tile, int64_t h, A* score, A* upstream, const A* kept, bool sum, A* own) const {
+  INLINE void probabilities_of_row(const Tile& tile, int64_t h, A* score, A* upstream, const A* kept, bool sum, A* own,
+                        double* long_delta) const {
     const Vec<A> lse = of_heads(call.lse, tile.row, h);
     const Mask<A> empty = lse == -INFINITY;
     const Vec<A> shift = empty ? Vec<A>{} : lse;
-    weigh(tile, score, upstream, kept, [&](int) LAMBDA_INLINE { return shift; });
+    probabilities(tile, score, upstream, kept, [&](int) LAMBDA_INLINE { return shift; });
     if (!sum) return;
     Vec<A> delta{};
     for (int v = 0; v < vectors(tile); ++v) {
@@ -377,32 +398,39 @@ struct Attention {
       delta += p != 0 ? p * load(upstream + v * W) : Vec<A>{};  // lanes beyond the edges hold anything
     }
     delta = over_edges<P, A>(delta, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; });
-    if (!tile.first) {
-      delta += repeat(load_part(own + P, P));
-    } else {
+    if (tile.first) {
       store_heads(own, shift);
       if (call.grad_lse) delta -= empty ? Vec<A>{} : of_heads(call.grad_lse, tile.row, h);
+    } else if (tile.whole) {
+      delta += repeat(load_part(own + P, P));
     }
-    store_heads(own + P, delta);
+    if (tile.whole) return store_heads(own + P, delta);
+    alignas(64) A part[W];
+    store(part, delta);
+    for (int p = 0; p < P; ++p) {
+      long_delta[p] = (tile.first ? 0.0 : long_delta[p]) + part[p];
+      own[P + p] = static_cast<A>(long_delta[p]);
+    }
   }
 
   // What is known of the tiles of a batch along queries.
   struct OfRows {
     const A *query[kBatch], *grad[kBatch];
-    Buffer<A> query_room, grad_room, score, upstream, kept;  // the last is empty without dropout
+    Buffer<A> query_copy, grad_copy, score, upstream, kept;  // the last is empty without dropout
+    Buffer<double> long_delta;                               // of the row, where it does not fit into a batch
     explicit OfRows(const Attention& of)
-        : query_room(kBatch * of.padded * of.D), grad_room(kBatch * of.padded * of.C),
+        : query_copy(kBatch * of.padded * of.D), grad_copy(kBatch * of.padded * of.C),
           score(kBatch * of.blocks * kScores), upstream(kBatch * of.blocks * kScores),
-          kept(of.call.dropout > 0 ? kBatch * of.blocks * kScores : 1) {}
+          kept(of.call.dropout > 0 ? kBatch * of.blocks * kScores : 1), long_delta(of.padded) {}
   };
   // Fills it. delta is summed over rows that are whole in the batch, or, if `parts`, over all.
-  INLINE void weigh_rows(const Side& side, Batch& batch, OfRows& of, bool parts) const {
+  INLINE void probabilities_of_rows(const Side& side, Batch& batch, OfRows& of, bool parts) const {
     for (const Tile& tile : batch) {
       const int t = batch.index(tile);
       prefetch_row<T>(call.query, call.query_stride, H, D, tile.row_ahead);
       prefetch_row<T>(call.grad_out, call.grad_out_stride, H, C, tile.row_ahead);
-      of.query[t] = own(call.query, call.query_stride, tile.row, in_query, D, of.query_room + t * padded * D);
-      of.grad[t] = own(call.grad_out, call.grad_out_stride, tile.row, in_grad_out, C, of.grad_room + t * padded * C);
+      of.query[t] = own(call.query, call.query_stride, tile.row, in_query, D, of.query_copy + t * padded * D);
+      of.grad[t] = own(call.grad_out, call.grad_out_stride, tile.row, in_grad_out, C, of.grad_copy + t * padded * C);
       for (int64_t k = 0; k < blocks; ++k) {
         const int64_t h = k * P, at = (t * blocks + k) * kScores;
         const A *q = of.query[t] + h * D, *g = of.grad[t] + h * C;
@@ -419,14 +447,14 @@ struct Attention {
       for (int64_t k = 0; k < blocks; ++k) {
         const int64_t at = (batch.index(tile) * blocks + k) * kScores;
         const A* kept = kept_of(tile, k * P, of.kept + (call.dropout > 0 ? at : 0));
-        weigh_row(tile, k * P, of.score + at, of.upstream + at, kept, tile.whole || parts,
-                  stats + (tile.row * blocks + k) * 2 * P);
+        probabilities_of_row(tile, k * P, of.score + at, of.upstream + at, kept, tile.whole || parts,
+                  stats + (tile.row * blocks + k) * 2 * P, of.long_delta + k * P);
       }
     }
   }
   // delta of a row that does not fit into a batch: its tiles are gone through once more, beforehand.
-  NOINLINE void weigh_long_row(const Side& side, int64_t visit, OfRows& of) const {
-    side.walk.batches(visit, visit + 1, [&](Batch& batch) { weigh_rows(side, batch, of, true); });
+  NOINLINE void delta_of_long_row(const Side& side, int64_t visit, OfRows& of) const {
+    side.walk.batches(visit, visit + 1, [&](Batch& batch) { probabilities_of_rows(side, batch, of, true); });
   }
 
   void along_queries() {
@@ -434,34 +462,41 @@ struct Attention {
     const Target<T, P> grad_query(call.grad_query, call.queries, H, D, call.att ? 0 : H / P * P,
                                   call.att ? A(1) : scale);
     const int64_t step = grain(call.queries);
-    std::vector<A> att_parts;  // one sum per block of rows, so that its order does not depend on threads
+    std::vector<double> att_parts;  // one sum per block of rows, so that its order does not depend on threads
     if (call.grad_att) att_parts.resize((call.queries + step - 1) / step * padded * D);
     parallel_blocks(call.queries, step, static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> sum(padded * D), grad_bias(kTile), edge_key(kTile * D), edge_value(kTile * C);
+      Buffer<A> grad_att(call.grad_att ? padded * D : 1);  // of at least kBlock edges
+      BlockSums<A> block_sums(padded * D);
       OfRows of(*this);
-      A* grad_att = call.grad_att ? att_parts.data() + from / step * padded * D : nullptr;
+      int att_edges = 0;
+      const auto flush_att = [&] {
+        double* part = att_parts.data() + from / step * padded * D;
+        for (int64_t d = 0; d < padded * D; ++d) part[d] += grad_att[d], grad_att[d] = 0;
+        att_edges = 0;
+      };
       side.walk.batches(from, to, [&](Batch& batch) {
         for (const Tile& tile : batch)
-          if (tile.first && !tile.whole) weigh_long_row(side, tile.visit, of);
-        weigh_rows(side, batch, of, false);
+          if (tile.first && !tile.whole) delta_of_long_row(side, tile.visit, of);
+        probabilities_of_rows(side, batch, of, false);
         for (const Tile& tile : batch) {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t at = (batch.index(tile) * blocks + k) * kScores;
             const Vec<A> delta = repeat(load_part(stats + (tile.row * blocks + k) * 2 * P + P, P));
-            chain(tile, of.score + at, of.upstream + at, call.dropout > 0 ? of.kept + at : nullptr,
+            gradient_of_scores(tile, of.score + at, of.upstream + at, call.dropout > 0 ? of.kept + at : nullptr,
                   [&](int) LAMBDA_INLINE { return delta; });
           }
         }
         for (const Tile& tile : batch) {
           const int t = batch.index(tile), n = tile.count;
-          if (call.att && tile.first) std::fill(sum + 0, sum + padded * D, A(0));
+          if (call.att && tile.begins) std::fill(sum + 0, sum + padded * D, A(0));
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
             const A *q = of.query[t] + h * D, *g = of.grad[t] + h * C, *weight = of.score + at, *ds = of.upstream + at;
             if (call.att) {
               if (call.grad_query || call.grad_att)
                 of_dim.additive_backward_(additive_of(tile, side, q, h), ds, static_cast<int>(D), n, sum + h * D,
-                                          grad_att ? grad_att + h * D : nullptr);
+                                          call.grad_att ? grad_att + h * D : nullptr);
             } else if (call.grad_query) {
               of_dim.add_rows_(grad_query.into(tile, sum, h, false, !call.edge_key), ds, rows_at(side, tile, h),
                                static_cast<int>(D), n);
@@ -475,16 +510,20 @@ struct Attention {
               if (call.grad_edge_value) spread_edge_value(tile, h + p, g + p * C, weight + p, edge_value);
             }
           }
-          if (call.grad_query && tile.last) grad_query.write_rest(tile.row, sum);
+          if (call.grad_att && (att_edges += n) >= kBlock) flush_att();
+          if (call.grad_query) block_sums.add(tile, sum);
+          if (call.grad_query && tile.last) grad_query.write_rest(tile, sum);
         }
       });
+      if (call.grad_att) flush_att();
       finish_streams();
     });
     if (!call.grad_att) return;
-    A* total = static_cast<A*>(call.grad_att);
-    std::fill(total, total + H * D, A(0));
-    for (size_t part = 0; part < att_parts.size(); part += padded * D)
-      for (int64_t d = 0; d < H * D; ++d) total[d] += att_parts[part + d];
+    for (int64_t d = 0; d < H * D; ++d) {
+      double total = 0;
+      for (size_t part = 0; part < att_parts.size(); part += padded * D) total += att_parts[part + d];
+      static_cast<A*>(call.grad_att)[d] = static_cast<A>(total);
+    }
   }
 
   // Gradients per edge, of one head; ds and weights are P apart. Heads that share a term are summed before it is
@@ -536,7 +575,9 @@ struct Attention {
     const bool one = call.grad_key == call.grad_value;  // of both
     parallel_blocks(call.keys, grain(call.keys), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> key(kBatch * padded * D), value(kBatch * padded * C), sum_key(padded * D), sum_value(padded * C),
-          sum_weight(padded), score(kBatch * blocks * kScores), upstream(kBatch * blocks * kScores);
+          score(kBatch * blocks * kScores), upstream(kBatch * blocks * kScores);
+      Buffer<double> sum_weight(padded);
+      BlockSums<A> key_blocks(padded * D), value_blocks(padded * C);
       Buffer<A> of_query(2 * kBatch * blocks * kScores);  // log-sum-exp, then delta, of the queries of a tile
       side.walk.batches(from, to, [&](Batch& batch) {
         const A *keys[kBatch], *values[kBatch];
@@ -569,18 +610,16 @@ struct Attention {
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t at = (batch.index(tile) * blocks + k) * kScores;
             const A *lse = of_query + 2 * at, *delta = lse + kScores;
-            alignas(64) A room[kScores];
-            const A* kept = kept_of(tile, k * P, room);
-            weigh(tile, score + at, upstream + at, kept, [&](int v) LAMBDA_INLINE { return load(lse + v * W); });
-            chain(tile, score + at, upstream + at, kept, [&](int v) LAMBDA_INLINE { return load(delta + v * W); });
+            alignas(64) A scratch[kScores];
+            const A* kept = kept_of(tile, k * P, scratch);
+            probabilities(tile, score + at, upstream + at, kept, [&](int v) LAMBDA_INLINE { return load(lse + v * W); });
+            gradient_of_scores(tile, score + at, upstream + at, kept, [&](int v) LAMBDA_INLINE { return load(delta + v * W); });
           }
         }
         for (const Tile& tile : batch) {
           const int t = batch.index(tile), n = tile.count;
-          if (tile.first) {
-            if (call.att) std::fill(sum_key + 0, sum_key + padded * D, A(0));
-            std::fill(sum_weight + 0, sum_weight + padded, A(0));
-          }
+          if (call.att && tile.begins) std::fill(sum_key + 0, sum_key + padded * D, A(0));
+          if (tile.first) std::fill(sum_weight + 0, sum_weight + padded, 0.0);
           for (int64_t k = 0; k < blocks; ++k) {
             const int64_t h = k * P, at = (t * blocks + k) * kScores;
             const A *weight = score + at, *ds = upstream + at;
@@ -599,20 +638,22 @@ struct Attention {
               for (int b = 0; b < n; ++b)
                 for (int p = 0; p < P; ++p) sum_weight[h + p] += ds[b * P + p];
           }
+          if (call.grad_key) key_blocks.add(tile, sum_key);
+          if (call.grad_value && !one) value_blocks.add(tile, sum_value);
           if (!tile.last) continue;
           if (call.grad_key && !one) {
             share(sum_key, D);
-            grad_key.write_rest(tile.row, sum_key);
+            grad_key.write_rest(tile, sum_key);
           }
           if (call.grad_value) {
             A* sum = one ? sum_key : sum_value;
             share(sum, C);
-            grad_value.write_rest(tile.row, sum);
+            grad_value.write_rest(tile, sum);
           }
           if (call.grad_log_weight) {
             A* to = static_cast<A*>(call.grad_log_weight) + tile.row * call.weight_heads;
-            std::fill(to, to + call.weight_heads, A(0));
-            for (int64_t h = 0; h < H; ++h) to[in_weight[h]] += sum_weight[h];
+            if (call.weight_heads == 1) sum_weight[0] = std::accumulate(sum_weight + 0, sum_weight + H, 0.0);
+            for (int64_t h = 0; h < call.weight_heads; ++h) to[h] = static_cast<A>(sum_weight[h]);
           }
         }
       });

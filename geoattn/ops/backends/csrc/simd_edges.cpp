@@ -70,12 +70,14 @@ struct Edges {
     const Target<T, P> out(call.out, call.queries, H, L, H / P * P, 1);
     parallel_blocks(call.queries, grain(call.queries), static_cast<int>(call.threads), [&](int64_t from, int64_t to) {
       Buffer<A> sum(padded * L), copy(kTile * P);
+      BlockSums<A> blocks(padded * L);
       walk.batches(from, to, [&](Batch& batch) {
         for (const Tile& tile : batch) {
           for (int64_t h = 0; h < padded; h += P)
             add(out.into(tile, sum, h, false, true), weights(tile, h, copy), others(tile, h), static_cast<int>(L),
                 tile.count);
-          if (tile.last) out.write_rest(tile.row, sum);
+          blocks.add(tile, sum);
+          if (tile.last) out.write_rest(tile, sum);
         }
       });
       finish_streams();

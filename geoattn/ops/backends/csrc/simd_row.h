@@ -60,18 +60,44 @@ struct Target {
   // Where a tile's part of the block of heads at h is added; more of it may have been added or be to follow.
   INLINE Into<T> into(const Tile& tile, A* sum, int64_t h, bool begun, bool ended) const {
     A* part = sum + h * length;
-    const bool complete = ended && tile.last && h + P <= direct;
-    return {begun || !tile.first ? part : nullptr, part, complete ? row(tile.row) + h * length : nullptr, by, stream};
+    const bool complete = ended && tile.last && !tile.divided && h + P <= direct;
+    return {begun || !tile.begins ? part : nullptr, part, complete ? row(tile.row) + h * length : nullptr, by, stream};
   }
   // At the end of a row.
-  INLINE void write_rest(int64_t i, const A* sum) const {
-    T* to = row(i);
-    int64_t d = direct * length;
+  INLINE void write_rest(const Tile& tile, const A* sum) const {
+    T* to = row(tile.row);
+    int64_t d = tile.divided ? 0 : direct * length;
     if (stream)
       for (; d + W <= heads * length; d += W) store<true>(to + d, load(sum + d) * by);
     for (; d + W <= heads * length; d += W) store(to + d, load(sum + d) * by);
     for (; d < heads * length; ++d) to[d] = static_cast<T>(sum[d] * by);
   }
+};
+
+// Sums of a row of several blocks. Added one by one in float32, many terms drift, and a sum stops growing where a term
+// is less than half a unit of its last place (ones at 2^24); so the sums of the blocks are added in float64.
+template <class A>
+class BlockSums {
+ public:
+  explicit BlockSums(int64_t count) : count_(count), total_(count) {}
+  // At the end of a tile: takes the sums of a block that ends, and gives those of the row where that ends, too.
+  INLINE void add(const Tile& tile, A* sum) {
+    if (tile.divided && tile.ends) add_block(tile, sum, [](int64_t) { return 1.0; });
+  }
+  // The same where what was added before is to be multiplied by by(i).
+  template <class By>
+  NOINLINE void add_block(const Tile& tile, A* sum, const By& by) {
+    for (int64_t i = 0; i < count_; ++i) {
+      total_[i] = begun_ ? total_[i] * by(i) + sum[i] : sum[i];
+      if (tile.last) sum[i] = static_cast<A>(total_[i]);
+    }
+    begun_ = !tile.last;
+  }
+
+ private:
+  const int64_t count_;
+  Buffer<double> total_;
+  bool begun_ = false;
 };
 
 // Whether heads that begin at these bytes lie side by side.

@@ -14,6 +14,7 @@ namespace {
 constexpr int kBatch = 8;        // tiles; gradients of longer rows cost a second look
 constexpr int kBatchEdges = 24;  // a batch that has so many takes no further row
 constexpr int kWindow = 384;     // edges whose numbers are read at once
+constexpr int kBlock = 4096;     // edges of a longer row whose terms are added in the accumulation dtype; see BlockSums
 
 // Compressed rows in any order: where each begins, the node at the other end of every edge, the position of every edge
 // in col, which row each is. The last two are null where they count up from 0.
@@ -37,6 +38,8 @@ struct Visits {
 struct Tile {
   int64_t visit, row, row_ahead;  // the number of the row in the walk; which one it is; one that comes later
   bool first, last;               // of its row
+  bool begins, ends;              // a block of its row
+  bool divided;                   // its row has several blocks
   bool whole;                     // all tiles of its row are in its batch
   int count;
   const int64_t *node, *edge;  // known for kAhead edges beyond the tile, too
@@ -66,7 +69,7 @@ class Walk {
   INLINE void batches(int64_t from, int64_t to, const Work& work) const {
     Window window;
     Batch batch;
-    int64_t i = from, begin = visits_.number(visits_.ptr, from), end = begin;
+    int64_t i = from, begin = visits_.number(visits_.ptr, from), end = begin, row_begin = begin;
     bool first = true, whole = false;
     while (i < to) {
       if (begin + kReach > window.end && !move(begin, window)) return;
@@ -74,7 +77,7 @@ class Walk {
       for (batch.count = 0; batch.count < kBatch && i < to; ++batch.count) {
         if (edges >= kBatchEdges && (first || !whole)) break;
         if (first) {
-          end = visits_.number(visits_.ptr, i + 1);
+          row_begin = begin, end = visits_.number(visits_.ptr, i + 1);
           whole = end - begin <= kBatch * kTile;
           if (whole && end - begin > (kBatch - batch.count) * kTile) break;
         }
@@ -87,9 +90,11 @@ class Walk {
         }
         tile.count = static_cast<int>(std::min<int64_t>(end - begin, kTile));
         tile.node = window.node + (begin - window.begin), tile.edge = window.edge + (begin - window.begin);
-        tile.first = first;
+        tile.first = first, tile.divided = end - row_begin > kBlock;
+        tile.begins = (begin - row_begin) % kBlock == 0;
         begin += tile.count, edges += tile.count;
         first = tile.last = begin == end;
+        tile.ends = tile.last || (begin - row_begin) % kBlock == 0;
         i += tile.last;
       }
       work(batch);
