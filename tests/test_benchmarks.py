@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import attention, device, graph_layers, graphs, harness, peers
 from benchmarks.harness import BOTH, FORWARD
-from geoattn import Neighbors
+from geoattn import Neighbors, attend
 from tests.pretend import pretend_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,3 +264,14 @@ def test_a_process_that_dies_on_a_device_is_followed_by_another(tmp_path, monkey
     session.together(["Parity: one"], float("inf"))
     assert starts == [0, 1, 2]
     assert len(session.wrong()) == 3
+
+
+def test_torch_scatter_computes_the_same():
+    pytest.importorskip("torch_scatter")
+    pattern = Neighbors(torch.tensor([0, 2, 2, 5]), torch.tensor([0, 3, 1, 1, 2]), 4)
+    query, key, value = (torch.randn(n, 2, 3, dtype=torch.float64, requires_grad=True) for n in (3, 4, 4))
+    results = []
+    for compute in (peers.torch_scatter_rows, attend):
+        out = compute(query, key, value, pattern)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), (query, key, value))])
+    torch.testing.assert_close(*results)
