@@ -23,15 +23,18 @@ def run(module: str, *arguments: str, threads: bool = True) -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("module", "section"), [("attention", "knn-zorder"), ("layers", "between-products")])
-def test_smoke_run_writes_tables(module, section, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "section", "first"),
+    [("attention", "knn-zorder", "PyG"), ("layers", "between-products", "PyG"), ("windows", "equal-128", "dense")],
+)
+def test_smoke_run_writes_tables(module, section, first, tmp_path):
     done = run(module, "--only", section, "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (report,) = tmp_path.glob("*.md")
     text = report.read_text()
     assert "failed" not in text
     assert f"--only {section}" in text  # the command that made it
-    assert re.search(r"^\| PyG \| [\d.]+ \| 1\.00 \| [\d.]+ \| 1\.00 \|$", text, re.MULTILINE)
+    assert re.search(rf"^\| {first} \| [\d.]+ \| 1\.00 \| [\d.]+ \| 1\.00 \|$", text, re.MULTILINE)
 
 
 class Measured(harness.Options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class RelativePositionTable(nn.Module):
@@ -45,8 +46,14 @@ class RelativePositionTable(nn.Module):
             )
         offset = query_position.unsqueeze(-2) - key_position.unsqueeze(-3)
         place = offset.clamp(-self.bound, self.bound) + self.bound
-        place = place + torch.arange(self.axes, device=place.device) * (2 * self.bound + 1)
-        return self.rpe_table[place].sum(-2).movedim(-1, -3)
+        found = [self._rows(place[..., axis] + axis * (2 * self.bound + 1)) for axis in range(self.axes)]
+        return torch.stack(found).sum(0).movedim(-1, -3)
+
+    def _rows(self, place: Tensor) -> Tensor:
+        """Rows of the table, whose gradients are summed in the same order run after run."""
+        if place.device.type == "cpu":
+            return self.rpe_table.index_select(0, place.flatten()).unflatten(0, place.shape)
+        return F.embedding(place, self.rpe_table)
 
 
 class DistanceBias(nn.Module):

@@ -32,6 +32,20 @@ def test_table_sums_a_number_for_each_axis():
         table(row.float(), column.float())
 
 
+def test_table_has_the_same_gradient_run_after_run_on_several_threads():
+    make = torch.Generator().manual_seed(0)
+    table = RelativePositionTable(4, 1024)
+    pos = torch.randint(40, (1, 400, 3), generator=make)
+    upstream = torch.randn(1, 4, 400, 400, generator=make)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (torch.autograd.grad(table(pos, pos), table.rpe_table, upstream)[0] for _ in range(5))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_distance_has_finite_gradients_where_points_coincide():
     bias = DistanceBias(2).double()
     pos = torch.tensor([[[0.0, 0, 0], [3, 4, 0], [0, 0, 0]]], dtype=torch.float64, requires_grad=True)
