@@ -16,7 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 aten = torch.ops.aten
 backend_registration._setup_privateuseone_for_python_backend("pretend")
 torch.pretend.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
-torch.pretend.device_count = lambda: 0  # nothing else in this process is to use it
+# Torch's own helpers take it for the machine's accelerator from here on: there is none to be used, or seeded.
+torch.pretend.device_count = lambda: 0
+torch.pretend.get_rng_state = lambda *device: torch.empty(0)
+torch.pretend.set_rng_state = lambda *state: None
 DEVICE = torch.device("pretend", 0)
 COPIES = {aten._to_copy, aten.copy_, aten.copy}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}  # indices: either
