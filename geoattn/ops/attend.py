@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geoattn._forced import forced
 from geoattn.ops.backends import fused, reference, windows
-from geoattn.ops.backends.modes import autocast, without_autocast
+from geoattn.ops.backends.modes import autocast, traced, transforms_active, without_autocast
 from geoattn.ops.backends.problem import Problem
 from geoattn.ops.segment import segment_softmax
 from geoattn.patterns import Neighbors, Windows
@@ -202,6 +202,10 @@ def _log_weight(key_weight: Tensor | None, query: Tensor) -> Tensor | None:
     """``[M, H or 1]``, in the accumulation dtype."""
     if key_weight is None:
         return None
+    # On a GPU the host would have to wait; NaN goes on into the output there.
+    seen = key_weight.device.type == "cpu" and not transforms_active(key_weight) and not traced(key_weight)
+    if seen and not bool((key_weight >= 0).all()):
+        raise ValueError(f"key_weight must not be negative or NaN, got {float(key_weight.detach().amin())}")
     log_weight = reference.log(key_weight.to(torch.promote_types(query.dtype, torch.float32)))
     return log_weight.unsqueeze(1) if log_weight.dim() == 1 else log_weight
 

@@ -153,10 +153,14 @@ def test_fake_tensors_have_shapes_and_leave_the_pattern_as_it_was(operator):
     assert all(g is None or type(g) is torch.Tensor for g in found)
 
 
-def test_nan_weights_of_keys_are_not_hidden():
+@pytest.mark.parametrize("wrong", [torch.nan, -1.0])
+def test_weights_of_keys_that_are_none_are_refused_or_seen(wrong):
     pattern = Neighbors(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2]), 3)
     query, key, value = torch.randn(2, 1, 4), torch.randn(3, 1, 4), torch.randn(3, 1, 4)
-    out = attend(query, key, value, pattern, key_weight=torch.tensor([1.0, torch.nan, 1.0]))
+    weight = torch.tensor([1.0, wrong, 1.0])
+    with pytest.raises(ValueError, match="key_weight must not be negative or NaN"):
+        attend(query, key, value, pattern, key_weight=weight)
+    # Where values cannot be looked at, they go on.
+    out = vmap(lambda w: attend(query, key, value, pattern, key_weight=w))(weight.unsqueeze(0))[0]
     assert out[0].isnan().all()
     torch.testing.assert_close(out[1, 0], value[2, 0])
-    assert attend(query, key, value, pattern, key_weight=torch.tensor([1.0, -1.0, 1.0]))[0].isnan().all()

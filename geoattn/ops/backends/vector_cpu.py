@@ -52,7 +52,7 @@ class _Packed(NamedTuple):
     def gradients(self, layer: Linear) -> tuple[Tensor, Tensor | None]:
         """Of the weight and the bias of the layer."""
         assert self.grad is not None
-        total = self.grad.sum(0)[:, : self.outputs].T
+        total = (self.grad[0] if self.grad.size(0) == 1 else self.grad.sum(0))[:, : self.outputs].T
         if self.outputs > layer.weight.size(0):
             total = total.reshape(layer.weight.size(0), -1, self.inputs + 1).sum(1)
         return total[:, :-1], None if layer.bias is None else total[:, -1]
@@ -97,7 +97,7 @@ class _Layer(ctypes.Structure):
     ]
 
 
-_COUNTS = ("begin", "end", "keys", "edges", "channels", "positions", "is_double", "threads")
+_COUNTS = ("queries", "keys", "edges", "channels", "positions", "is_double", "threads")
 
 
 class _Call(ctypes.Structure):
@@ -107,10 +107,7 @@ class _Call(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in _COUNTS],
         *[(name, ctypes.c_void_p) for name in ("rowptr", "col", "query", "key", "value", "position", "key_position")],
         *[(name, ctypes.c_void_p) for name in ("grad_out", "out", "grad_query", "grad_key", "grad_value")],
-        *[
-            (name, ctypes.c_void_p)
-            for name in ("grad_position", "grad_key_position", "delta", "score", "grad_score", "message")
-        ],
+        *[(name, ctypes.c_void_p) for name in ("grad_position", "grad_key_position")],
         *[(name, ctypes.c_int64) for name in ("pos_layers", "attn_layers")],
         *[(name, ctypes.POINTER(_Layer)) for name in ("pos", "attn")],
     ]
@@ -127,7 +124,7 @@ def _run(name: str, problem: Problem, pos: list[_Packed], attn: list[_Packed], *
     rowptr, col = problem.pattern.rowptr.long().contiguous(), problem.pattern.col.long().contiguous()
     given = {field: x.contiguous() for field, x in tensors.items() if x is not None}
     call = _Call(
-        end=problem.pattern.num_queries,
+        queries=problem.pattern.num_queries,
         keys=problem.key.size(0),
         edges=problem.pattern.num_edges,
         channels=problem.query.size(1),

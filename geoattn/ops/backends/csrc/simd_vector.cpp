@@ -1,6 +1,5 @@
 // Vector attention over compressed rows (Zhao et al. 2021): o_i = sum_j softmax_j(score_ij) * (v_j + delta_ij), a weight
-// for every channel. Either the networks run elsewhere and the kernels here do what lies between them, for the edges of
-// some rows; or both networks are chains of linear layers and everything runs here, in tiles of edges that stay in cache.
+// for every channel. Both networks are chains of linear layers, and run here, too, in tiles of edges that stay in cache.
 //
 // Nothing is stored per edge for the backward pass: it computes the tiles again. Where tiles and chunks are cut depends
 // on the pattern alone, and every sum has one owner and one order, so the bits do not depend on the number of threads.
@@ -16,14 +15,12 @@
 
 namespace GEOATTN_NAMESPACE {
 using geoattn::on_threads;
-using geoattn::parallel_blocks;
 
 namespace {
 
 constexpr int64_t kTileEdges = 128;  // plus at most one row
 constexpr int64_t kBlockTiles = 4;   // that one thread works on in turn
 constexpr int64_t kBlocks = 16;      // in a chunk; gradients of weights have as many slots
-constexpr int64_t kRowGrain = 64;
 
 // y = x W^T + b, then perhaps ReLU. Rows are padded with zeros to whole cache lines. Mirrors vector_cpu._Layer.
 struct Layer {
@@ -36,12 +33,10 @@ struct Layer {
 
 // Mirrors vector_cpu._Call. Node tensors are contiguous; null is absent.
 struct Call {
-  int64_t begin, end;  // rows
-  int64_t keys, edges, channels, positions, is_double, threads;
+  int64_t queries, keys, edges, channels, positions, is_double, threads;
   const int64_t *rowptr, *col;
   const void *query, *key, *value, *position, *key_position, *grad_out;
   void *out, *grad_query, *grad_key, *grad_value, *grad_position, *grad_key_position;
-  void *delta, *score, *grad_score, *message;  // of the edges of these rows, [e, channels]
   int64_t pos_layers, attn_layers;
   const Layer *pos, *attn;
 };
@@ -167,14 +162,6 @@ struct Between {
   }
   // How many channels each thread collects.
   int64_t strip() const { return padded<A>((channels + call.threads - 1) / call.threads); }
-
-  // One of the functions above on the edge tensors of the call, rows split among threads.
-  template <class Body>
-  void over_rows(const Body& body) const {
-    parallel_blocks(call.end - call.begin, kRowGrain, static_cast<int>(call.threads),
-                    [&](int64_t from, int64_t to) { body(call.begin + from, call.begin + to); });
-  }
-  Edges<A> edges(void* data) const { return {as(data), channels, call.rowptr[call.begin]}; }
 };
 
 // ---- Matrix products ------------------------------------------------------------------------------------------------
@@ -333,9 +320,9 @@ class Whole {
  public:
   explicit Whole(const Call& call) : call_(call), between_{call} {
     int64_t most = 0;
-    cuts_.push_back(call.begin);
-    for (int64_t i = call.begin; i < call.end; ++i)
-      if (i + 1 == call.end || call.rowptr[i + 1] - call.rowptr[cuts_.back()] >= kTileEdges) {
+    cuts_.push_back(0);
+    for (int64_t i = 0; i < call.queries; ++i)
+      if (i + 1 == call.queries || call.rowptr[i + 1] - call.rowptr[cuts_.back()] >= kTileEdges) {
         most = std::max(most, call.rowptr[i + 1] - call.rowptr[cuts_.back()]);
         cuts_.push_back(i + 1);
       }
@@ -476,12 +463,12 @@ class Whole {
 template <class Body>
 int typed(const void* call, const Body& body) {
   const Call& c = *static_cast<const Call*>(call);
-  if (!std::is_sorted(c.rowptr + c.begin, c.rowptr + c.end + 1)) return geoattn::kNotRising;
-  if (c.rowptr[c.begin] < 0 || c.rowptr[c.end] > c.edges) return geoattn::kNotRising;
+  if (!std::is_sorted(c.rowptr, c.rowptr + c.queries + 1)) return geoattn::kNotRising;
+  if (c.rowptr[0] < 0 || c.rowptr[c.queries] > c.edges) return geoattn::kNotRising;
   uint64_t largest = 0;
-  for (int64_t e = c.rowptr[c.begin]; e < c.rowptr[c.end]; ++e)
+  for (int64_t e = c.rowptr[0]; e < c.rowptr[c.queries]; ++e)
     largest = std::max(largest, static_cast<uint64_t>(c.col[e]));  // negative ones are larger still
-  if (c.rowptr[c.begin] < c.rowptr[c.end] && largest >= static_cast<uint64_t>(c.keys)) return geoattn::kOutOfRange;
+  if (c.rowptr[0] < c.rowptr[c.queries] && largest >= static_cast<uint64_t>(c.keys)) return geoattn::kOutOfRange;
   return geoattn::guarded([&] {
     c.is_double ? body(c, double{}) : body(c, float{});
     return 0;
@@ -493,58 +480,12 @@ int typed(const void* call, const Body& body) {
 
 using namespace GEOATTN_NAMESPACE;
 
-// score = q_i - k_j + delta
-GEOATTN_EXPORT(geoattn_vector_relate)(const void* call) {
-  return typed(call, [](const Call& c, auto type) {
-    const Between<decltype(type)> between{c};
-    between.over_rows([&](int64_t begin, int64_t end) {
-      between.relate(begin, end, between.edges(c.delta), between.edges(c.score));
-    });
-  });
-}
-
-// out from score, delta, value
-GEOATTN_EXPORT(geoattn_vector_sum)(const void* call) {
-  return typed(call, [](const Call& c, auto type) {
-    const Between<decltype(type)> between{c};
-    between.over_rows([&](int64_t begin, int64_t end) {
-      between.sum(begin, end, between.edges(c.delta), between.edges(c.score));
-    });
-  });
-}
-
-// grad_score and, in message, the gradient of v_j + delta
-GEOATTN_EXPORT(geoattn_vector_sum_backward)(const void* call) {
-  return typed(call, [](const Call& c, auto type) {
-    const Between<decltype(type)> between{c};
-    between.over_rows([&](int64_t begin, int64_t end) {
-      between.sum_backward(begin, end, between.edges(c.delta), between.edges(c.score), between.edges(c.grad_score),
-                           between.edges(c.message));
-    });
-  });
-}
-
-// From the gradient of q_i - k_j + delta, in score, and message to those of query, key and value
-GEOATTN_EXPORT(geoattn_vector_collect)(const void* call) {
-  return typed(call, [](const Call& c, auto type) {
-    using A = decltype(type);
-    const Between<A> between{c};
-    if (c.grad_query)
-      between.over_rows([&](int64_t begin, int64_t end) {
-        Between<A>::sum_rows(c, begin, end, between.edges(c.score), between.as(c.grad_query), c.channels);
-      });
-    parallel_blocks(c.channels, between.strip(), static_cast<int>(c.threads), [&](int64_t from, int64_t to) {
-      between.collect(c.begin, c.end, between.edges(c.score), between.edges(c.message), from, to);
-    });
-  });
-}
-
-// out, with both networks
+// out
 GEOATTN_EXPORT(geoattn_vector_forward)(const void* call) {
   return typed(call, [](const Call& c, auto type) { Whole<decltype(type)>(c).forward(); });
 }
 
-// All gradients, with both networks; those of keys, values and weights are added to
+// All gradients; those of keys, values and weights are added to
 GEOATTN_EXPORT(geoattn_vector_backward)(const void* call) {
   return typed(call, [](const Call& c, auto type) { Whole<decltype(type)>(c).backward(); });
 }
