@@ -115,7 +115,7 @@ def attend(
         position: Of the queries, ``[N, P]``, for a module as ``bias``.
         key_position: Of the keys, ``[M, P]``; default ``position``.
         key_weight: Weight ``w`` of every key, not negative, ``[M]`` or ``[M, H]``, such as an area or a
-            quadrature weight; 0 hides the key.
+            quadrature weight; 0 hides the key, which then has no gradient, its weight included.
         edge_key: Added to the key of every edge, ``[E, G', D]`` with ``G'`` dividing ``H``, in the order of
             ``pattern.col``, for `Neighbors`.
         edge_value: Added to the value of every edge, ``[E, G', C]``, likewise.
@@ -148,7 +148,7 @@ def attend(
     key_position = position if key_position is None else key_position
     windows.check_positions(query, key, pattern, module, position, key_position)
     if scale is None:
-        scale = query.size(-1) ** -0.5
+        scale = max(query.size(-1), 1) ** -0.5
     log_weight = _log_weight(key_weight, query)
     seed = torch.randint(2**63 - 1, ()) if dropout else None
     if isinstance(pattern, Windows) and not windows.pairs_written_out(forced(), pattern, query, module):
@@ -272,6 +272,11 @@ def _check(
     edge_value: Tensor | None,
     att: Tensor | None,
 ) -> None:
+    if not isinstance(pattern, (Neighbors, Windows)):
+        raise TypeError(
+            f"expected Neighbors or Windows as pattern, got {type(pattern).__name__}; "
+            "of an edge_index, make one with Neighbors.from_edge_index"
+        )
     of_query, of_key, of_value = query.shape, key.shape, value.shape
 
     def refuse(reason: str) -> NoReturn:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from geoattn.patterns.neighbors import Neighbors
+
+T = TypeVar("T")
 
 # Consecutive runs of so many queries are processed where they lie; shorter ones are gathered with others like them.
 _WORTH_A_CALL = 4096
@@ -73,6 +76,7 @@ class Windows:
         self._num_keys = num_keys
         if check and not _traced():
             self._check(follow)
+            self._plan = _plan(*self._on_host(), self.num_keys)
 
     def _check(self, follow: bool = False) -> None:
         ptr, run = self._on_host()
@@ -130,7 +134,8 @@ class Windows:
         The elements are to be sorted, by sample and then along the curve (`geoattn.geometry.curves`). The last run of a
         sample is shorter where ``size`` does not divide its number of elements. With ``borrow`` it sees the last
         ``size`` elements of the sample, as in Point Transformer V3 (Wu et al. 2024), whose last patch is filled up with
-        points of the one before; samples of fewer elements are one run either way.
+        points of the one before; samples of fewer elements are one run either way. The host looks at the counts: make
+        the pattern outside of what is compiled.
 
         Args:
             size: Number of elements of a run, at least 1.
@@ -146,14 +151,17 @@ class Windows:
             >>> Windows.along(4, counts=[10], borrow=True).key_run.tolist()
             [[0, 4], [4, 8], [6, 10]]
         """
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size must be an integer of at least 1, got {size}")
         if (batch is None) == (counts is None):
             raise ValueError("give either batch or counts")
         if batch is not None:
             counts = _counts(batch, int(batch[-1]) + 1 if batch.numel() else 0)
         device = counts.device if isinstance(counts, Tensor) else None
-        count = torch.as_tensor(counts).long().cpu()
+        count = torch.as_tensor(counts)
+        if count.is_floating_point() or count.dim() != 1:
+            raise ValueError(f"expected counts as integers [B], got {counts}")
+        count = count.long().cpu()
         if bool((count < 0).any()):
             raise ValueError(f"counts must not be negative, got {count.tolist()}")
         runs = (count + size - 1) // size
@@ -213,8 +221,13 @@ class Windows:
     def plan(self) -> Plan:
         """Runs of one length together, known to the host; made when first asked for."""
         if self._plan is None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    "the host must know the values of these Windows, for a bias made by a module or under a transform: "
+                    "make them outside of what is compiled"
+                )
             self._check()
-            self._plan = _plan(*self._on_host(), self.num_keys)
+            self._plan = _untraced(_plan)(*self._on_host(), self.num_keys)
         return self._plan
 
     @property
@@ -351,7 +364,7 @@ def _plan(ptr: np.ndarray, run: np.ndarray, num_keys: int) -> Plan:
     differs[1:] = (np.diff(q) != 0) | (np.diff(k) != 0)
     breaks = differs.copy()
     breaks[1:] |= (np.diff(query_begin) != q[:-1]) | (np.diff(key_begin) != k[:-1])
-    length, chain = differs.cumsum(), breaks.cumsum()
+    length, chain = np.cumsum(differs, dtype=np.int64), np.cumsum(breaks, dtype=np.int64)
     # Chains long enough are groups of their own; what is left of one length is one group.
     alone = np.bincount(chain, q)[chain] >= _WORTH_A_CALL if len(order) else differs
     group = np.where(alone, chain + len(order) + 1, length)
@@ -373,6 +386,12 @@ def _plan(ptr: np.ndarray, run: np.ndarray, num_keys: int) -> Plan:
     whole = len(groups) == 1 and groups[0].follow and num_keys > 0
     whole = whole and groups[0].key_begin[0] == 0 and groups[0].keys * groups[0].num_runs == num_keys
     return Plan(groups, bool((begins[1:] >= ends[:-1]).all()), whole)
+
+
+def _untraced(function: Callable[..., T]) -> Callable[..., T]:
+    """Out of sight of `torch.compile`, which would translate numpy; what hides things from it is slow to import."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return function if dynamo is None else dynamo.disable(function)
 
 
 def _traced() -> bool:

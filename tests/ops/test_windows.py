@@ -427,3 +427,29 @@ def test_memory_is_linear_in_the_longest_run():
         out, lse = engine.forward(call, arguments, [])
         engine.backward(call, arguments, [], [True] * 3 + [False] * 3, out, lse, x, lse)
     assert largest <= 8 * (1 << 18)  # Philox has four words of 64 bits; all scores are 5.8 million
+
+
+def test_a_bias_in_inference_mode_and_compiled_with_its_pattern_inside():
+    module = geoattn.nn.DistanceBias(2)
+    query, key, value = torch.randn(3, 10, 2, 4).unbind()
+    position = torch.rand(10, 3)
+    expected = attend(query, key, value, Windows.along(4, counts=[10]), bias=module, position=position)
+
+    def function(ptr, *tensors):
+        return attend(*tensors, Windows(ptr, num_keys=10), bias=module, position=position)
+
+    ptr = torch.tensor([0, 4, 8, 10])
+    with torch.inference_mode():
+        torch.testing.assert_close(function(ptr, query, key, value), expected)
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="aot_eager")
+    torch.testing.assert_close(compiled(ptr, query, key, value), expected)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="counts as integers"):
+        Windows.along(2, counts=[1.9])
+    with pytest.raises(ValueError, match="size must be an integer"):
+        Windows.along(2.5, counts=[3])
+    with pytest.raises(TypeError, match=r"Neighbors.from_edge_index"):
+        attend(*torch.randn(3, 4, 1, 2).unbind(), torch.zeros(2, 3, dtype=torch.int64))

@@ -166,6 +166,8 @@ def checked_pos(name: str, pos: Tensor) -> Tensor:
     """``pos [N, D]``, detached and contiguous, in float32 if that holds it exactly, else in float64."""
     if pos.dim() != 2 or pos.size(1) == 0:
         raise ValueError(f"expected {name} [N, D] with D at least 1, got {tuple(pos.shape)}")
+    if pos.is_complex() or pos.dtype == torch.bool:
+        raise ValueError(f"{name} must have real coordinates, got {pos.dtype}")
     if pos.size(0) >= 2**31 - 1:
         raise ValueError(f"{name} has {pos.size(0)} points; at most {2**31 - 2} can be searched")
     half = pos.dtype in (torch.float16, torch.bfloat16)

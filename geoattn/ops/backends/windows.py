@@ -51,7 +51,7 @@ class Inputs(NamedTuple):
         return torch.promote_types(self.query.dtype, torch.float32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bias:
     """A module that makes the bias of pairs from their positions."""
 
@@ -624,6 +624,7 @@ def _gradients(
     return backward(settings, Inputs(*tensors[:6]), tensors[6:], needs, out, lse, grad_out, grad_lse)
 
 
+@torch.inference_mode(False)  # so that changes of copies can be seen
 def _check_pairwise(bias: Bias, state: Sequence[Tensor], inputs: Inputs) -> None:
     """Try the module on a few positions and on copies of its state."""
     assert inputs.position is not None
