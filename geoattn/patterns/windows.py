@@ -152,14 +152,14 @@ class Windows:
             [[0, 4], [4, 8], [6, 10]]
         """
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f"size must be an integer of at least 1, got {size}")
+            raise ValueError(f"size must be at least 1, an integer, got {size}")
         if (batch is None) == (counts is None):
             raise ValueError("give either batch or counts")
         if batch is not None:
             counts = _counts(batch, int(batch[-1]) + 1 if batch.numel() else 0)
         device = counts.device if isinstance(counts, Tensor) else None
         count = torch.as_tensor(counts)
-        if count.is_floating_point() or count.dim() != 1:
+        if count.dim() != 1 or (count.is_floating_point() and count.numel()):
             raise ValueError(f"expected counts as integers [B], got {counts}")
         count = count.long().cpu()
         if bool((count < 0).any()):
