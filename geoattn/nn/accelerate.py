@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch_geometric.nn.conv import MessagePassing
 
+from geoattn import native
 from geoattn.nn.graph import (
     GATConv,
     GATv2Conv,
@@ -43,6 +44,8 @@ class Acceleration:
         lines = [f"{len(self.changed)} layers changed, {len(self.left)} left"]
         lines += [f"  changed  {name}: {kind}" for name, kind in self.changed.items()]
         lines += [f"  left     {name}: {reason}" for name, reason in self.left.items()]
+        if self.changed and native.library() is None:
+            lines.append(f"  On CPUs most calls run PyG's own code: {native.MISSING}")
         return "\n".join(lines)
 
 
@@ -51,6 +54,10 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     The layers stay the objects they are, with their weights, buffers, hooks and modes, so optimizers and references go
     on working; only what they run is exchanged. Results are the same but for rounding.
+
+    No layer gets slower. Without compiled kernels (see `geoattn.backends`), what plain torch would compute more slowly
+    is left to PyG's own code, call by call: ``GATConv`` and ``GATv2Conv``, edge features, attention dropout, and graphs
+    with few messages. The report then says so.
 
     Args:
         model: Any module, or a layer.

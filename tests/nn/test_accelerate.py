@@ -143,6 +143,12 @@ def test_the_report_names_what_changed_and_what_did_not():
     assert all(not type(layer).__module__.startswith("geoattn") for layer in model.values())
 
 
+def test_the_report_says_where_compiled_kernels_are_missing(monkeypatch):
+    assert "PyG's own code" not in str(geoattn.accelerate(pyg.GATConv(8, 8)))
+    monkeypatch.setattr("geoattn.native._LIBRARY", None)
+    assert "PyG's own code: the CPU kernels were not built" in str(geoattn.accelerate(pyg.GATConv(8, 8)))
+
+
 def test_models_without_supported_layers_are_left():
     model = pyg.PMLP(8, 8, 3, 2).eval()
     report = geoattn.accelerate(model)

@@ -13,8 +13,10 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import add_self_loops, is_sparse, remove_self_loops
 from torch_geometric.utils.loop import compute_loop_attr
 
+from geoattn._forced import forced
 from geoattn.nn.graph._linears import any_hooks
 from geoattn.ops import attend, attention_weights
+from geoattn.ops.backends.choose import BACKENDS
 from geoattn.ops.backends.modes import transforms_active
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
@@ -23,6 +25,8 @@ _HOOKS = tuple(
     for name in ("propagate", "message", "aggregate", "edge_update")
     for when in ("", "pre_")
 )
+# Numbers in the messages of a layer from which torch's sparse matrix products are faster than writing them down.
+_MANY_NUMBERS = 1 << 20
 _METHODS = ("message", "aggregate", "update", "edge_update", "get_attention")
 _LOOPS = ("propagate", "edge_updater")  # over edges
 
@@ -35,7 +39,9 @@ class DropIn(MessagePassing):
     - while an explainer is at work, and while hooks on messages or on their aggregation, or on all modules, see them;
     - with another aggregation or flow, and where a subclass or the layer itself has methods of its own for messages;
     - under the transforms of `torch.func` and in forward-mode differentiation;
-    - while tracing for TorchScript or ONNX. `torch.jit.script` compiles PyG's layer.
+    - while tracing for TorchScript or ONNX. `torch.jit.script` compiles PyG's layer;
+    - without compiled kernels (on the ``torch`` backend) where it is faster: always for additive scores, edge features
+      and attention dropout, and for graphs with few messages.
     """
 
     pyg_layer: ClassVar[type[MessagePassing]]
@@ -78,6 +84,22 @@ class DropIn(MessagePassing):
             or any([part is not None and part.dim() != 2 for part in x])  # PyG says what is wrong
         )
 
+    def _faster_as_pygs(self, x: Tensor, edge_index: Adjacency, width: int, plain: bool = True) -> bool:
+        """Whether PyG's own path is the faster one, because no compiled kernels run.
+
+        Args:
+            x: Features of the sources.
+            edge_index: The graph.
+            width: Numbers in a message.
+            plain: Whether the torch backend does without formulas that it would compute twice.
+        """
+        name = forced()
+        kernels = "cpu" if x.device.type == "cpu" else "triton"
+        on_torch = name == "torch" if name else BACKENDS[kernels].unavailable() is not None
+        if not on_torch:
+            return False
+        return not plain or _num_edges(edge_index) * width < _MANY_NUMBERS
+
     def _aggregators(self) -> tuple[Any, ...]:
         return (self.aggr_module,)
 
@@ -117,20 +139,25 @@ class AttentionDropIn(DropIn):
     what PyG refuses.
     """
 
+    additive: ClassVar[bool]  # scores, or dot products
+
     def _pygs_path_needed(
-        self, edge_index: Adjacency, features: Tensor | None, weights: bool, *x: Tensor | None
+        self, edge_index: Adjacency, features: Tensor | None, weights: bool, source: Tensor, target: Tensor | None
     ) -> bool:
         dropout = self.dropout if self.training else 0.0
+        plain = not self.additive and features is None and not dropout
+        width = self.heads * self.out_channels
+        if (
+            self._messages_needed(source, target)
+            or dropout >= 1
+            or self._faster_as_pygs(source, edge_index, width, plain)
+        ):
+            return True
         if features is None and not weights:
-            return self._messages_needed(*x) or dropout >= 1
+            return False
         sparse = not isinstance(edge_index, Neighbors) and is_sparse(edge_index)
         loops = getattr(self, "add_self_loops", False)
-        return (
-            self._messages_needed(*x)
-            or dropout >= 1
-            or (weights and (sparse or dropout > 0))
-            or (sparse and loops and features is not None)
-        )
+        return (weights and (sparse or dropout > 0)) or (sparse and loops and features is not None)
 
     def _heads(self, x: Tensor) -> Tensor:
         """As ``[N, H, C]``."""
@@ -145,10 +172,11 @@ class AttentionDropIn(DropIn):
             source, target = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
             is_loop = source == target
             # What targets get for their loop is made of their other edges: loops go to one target more.
-            others = torch.stack([source, target.masked_fill(is_loop, pattern.num_queries)])
+            others = source, target.masked_fill(is_loop, pattern.num_queries)
             of_loops = compute_loop_attr(others, edge_attr, pattern.num_queries + 1, False, self.fill_value)
             num_loops = min(pattern.num_queries, pattern.num_keys)
-            loops = torch.arange(num_loops, device=order.device) + edge_attr.size(0)
+            num_edges = edge_attr.size(0)
+            loops = torch.arange(num_edges, num_edges + num_loops, device=order.device)
             order = torch.cat([is_loop.logical_not().nonzero().squeeze(1), loops]).index_select(0, order)
             edge_attr = torch.cat([edge_attr, of_loops[:num_loops]])
         return edge_attr if order is None else edge_attr.index_select(0, order)
@@ -188,6 +216,14 @@ def as_edge_index(adjacency: Adjacency) -> Any:
     if not isinstance(adjacency, Neighbors):
         return adjacency
     return of_caller(adjacency, adjacency.to_edge_index().long().t()).t()
+
+
+def _num_edges(adjacency: Adjacency) -> int:
+    if isinstance(adjacency, Neighbors):
+        return adjacency.num_edges
+    if isinstance(adjacency, SparseTensor):
+        return adjacency.nnz()
+    return adjacency._nnz() if is_sparse(adjacency) else adjacency.size(-1)
 
 
 def of_caller(pattern: Neighbors, values: Tensor) -> Tensor:

@@ -53,5 +53,5 @@ def scores_of_edges(edge_attr: Tensor, layer: Any, att: Tensor) -> Tensor:
     """
     if not plain(layer) or layer.bias is not None:
         return scores(layer(edge_attr), att)[0]
-    weight = (layer.weight.view(*att.shape[1:], -1) * att.squeeze(0).unsqueeze(-1)).sum(1)
+    weight = torch.bmm(att.transpose(0, 1), layer.weight.view(*att.shape[1:], -1)).squeeze(1)
     return F.linear(edge_attr, weight).unsqueeze(-1)

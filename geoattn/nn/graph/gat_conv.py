@@ -25,6 +25,7 @@ class GATConv(AttentionDropIn, pyg.GATConv):
     """
 
     pyg_layer = pyg.GATConv
+    additive = True
 
     def forward(
         self,

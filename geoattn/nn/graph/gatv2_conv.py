@@ -23,6 +23,7 @@ class GATv2Conv(AttentionDropIn, pyg.GATv2Conv):
     """
 
     pyg_layer = pyg.GATv2Conv
+    additive = True
 
     def forward(
         self,

@@ -28,6 +28,7 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
     """
 
     pyg_layer = pyg.TransformerConv
+    additive = False
 
     def forward(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -159,27 +158,11 @@ def visits_fields(visits: Visits) -> list[int]:
     return [*[0 if x is None else x.data_ptr() for x in visits], wide]
 
 
-class CVisits(ctypes.Structure):
-    """Mirrors ``Visits`` in csrc/simd_walk.h."""
-
-    _fields_ = [*[(name, ctypes.c_void_p) for name in ("ptr", "node", "edge", "row")], ("wide", ctypes.c_int64)]
-
-
-def c_visits(visits: Visits) -> CVisits:
-    """Of contiguous tensors."""
-    return CVisits(*[None if x is None else x.data_ptr() for x in visits], visits.rowptr.dtype == torch.int64)
-
-
-def strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:
-    """Of the first two dimensions."""
-    return (ctypes.c_int64 * 2)(x.stride(0), x.stride(1))
-
-
-def run(name: str, call: Any) -> None:
+def run(name: str, call: bytes) -> None:
     """Call the kernel ``name`` on a structure that counts queries, keys and edges.
 
     Raises:
         IndexError: If the pattern is not one of so many.
         MemoryError: If there is not enough memory.
     """
-    native.function(name)(call if isinstance(call, bytes) else ctypes.byref(call))
+    native.function(name)(call)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -33,42 +31,29 @@ def weighted_sum(weight: Tensor, value: Tensor, rows: Visits) -> Tensor:
     return out
 
 
-class _Call(ctypes.Structure):
-    """Mirrors ``Call`` in csrc/simd_edges.cpp."""
-
-    _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("queries", "keys", "edges", "heads", "length")],
-        ("rows", cpu.CVisits),
-        *[(name, ctypes.c_void_p) for name in ("own", "other")],
-        *[(name, ctypes.c_int64 * 2) for name in ("own_stride", "other_stride")],
-        *[(name, ctypes.c_void_p) for name in ("edge", "out")],
-        *[(name, ctypes.c_int64) for name in ("dtype", "threads")],
-    ]
+# ``Call`` in csrc/simd_edges.cpp.
+_CALL = cpu.Layout(
+    """
+    queries keys edges heads length ptr node positions row wide own other own_row own_head other_row other_head
+    edge out dtype threads
+    """
+)
+_ROWS = ("ptr", "node", "positions", "row", "wide")
 
 
 def _run(name: str, rows: Visits, other: Tensor, **tensors: Tensor) -> None:
     """Call a kernel on tensors that are contiguous; the last dimension of ``own`` may be all that is."""
     other = _readable(other)
-    rowptr, col, edge, row = (None if x is None else x.contiguous() for x in rows)
-    assert rowptr is not None
-    assert col is not None
-    call = _Call(
-        queries=rowptr.numel() - 1,
-        keys=other.size(0),
-        edges=col.numel(),
-        heads=other.size(1),
-        length=other.size(2),
-        rows=cpu.c_visits(Visits(rowptr, col, edge, row)),
-        other=other.data_ptr(),
-        other_stride=cpu.strides(other),
-        dtype=cpu.DTYPES.index(other.dtype),
-        threads=torch.get_num_threads(),
-    )
-    for field, x in tensors.items():
-        setattr(call, field, x.data_ptr())
+    rows = Visits(*(x if x is None else x.contiguous() for x in rows))  # type: ignore[arg-type]
+    fields: dict[str, int | float] = {field: x.data_ptr() for field, x in tensors.items()}
+    fields |= zip(_ROWS, cpu.visits_fields(rows), strict=True)
+    fields["queries"], fields["edges"], fields["other"] = rows.rowptr.numel() - 1, rows.col.numel(), other.data_ptr()
+    fields["keys"], fields["heads"], fields["length"] = other.shape
+    fields["other_row"], fields["other_head"], _ = other.stride()
     if "own" in tensors:
-        call.own_stride = cpu.strides(tensors["own"])
-    cpu.run(name, call)
+        fields["own_row"], fields["own_head"], _ = tensors["own"].stride()
+    fields["dtype"], fields["threads"] = cpu.DTYPES.index(other.dtype), torch.get_num_threads()
+    cpu.run(name, _CALL.pack(fields))
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
+import geoattn
 from geoattn import Neighbors
-from geoattn.nn.graph import _gathered_inputs
+from geoattn.nn.graph import _drop_in, _gathered_inputs
 from geoattn.patterns import adjacency
 from tests.nn.graph.drop_ins import (
     BIPARTITE,
@@ -397,6 +398,40 @@ def test_the_other_flow(name):
     mine, theirs = pair(name, {"flow": "target_to_source"})
     x, edge_index = features(NODES, WIDTH), edges()
     assert_same_as_pyg(mine, theirs, [x], mine(x, edge_index), theirs(x, edge_index))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "many", "ours"),
+    [
+        ("GATConv", {}, True, False),
+        ("GATv2Conv", {}, True, False),
+        ("TransformerConv", {}, True, True),
+        ("TransformerConv", {}, False, False),
+        ("TransformerConv", {"dropout": 0.1}, True, False),
+        ("TransformerConv", {"edge_dim": EDGE_WIDTH}, True, False),
+        ("SuperGATConv", {}, True, True),
+        ("SuperGATConv", {}, False, False),
+    ],
+)
+def test_without_compiled_kernels_the_faster_path_runs(name, arguments, many, ours, monkeypatch):
+    """The messages' own where torch's sparse products gain nothing; the numbers are the same."""
+    monkeypatch.setattr(_drop_in, "_MANY_NUMBERS", 4 * EDGES if many else 4 * EDGES + 1)
+    mine, theirs = pair(name, arguments)
+    more = (features(EDGES, EDGE_WIDTH, seed=2),) if "edge_dim" in arguments else ()
+    x, edge_index, ran = features(NODES, WIDTH), edges(), []
+    propagate = type(mine).propagate
+    monkeypatch.setattr(type(mine), "propagate", lambda *a, **b: ran.append(1) or propagate(*a, **b))
+    for layer in (mine, theirs):
+        layer.train("dropout" in arguments)
+    with geoattn.backend("torch"):
+        out = call(mine, x, edge_index, *more)
+    assert bool(ran) is not ours
+    expected = call(theirs, x, edge_index, *more)
+    assert_same_as_pyg(mine, theirs, [x, *more], out, expected)
+    ran.clear()
+    with geoattn.backend("reference"):
+        call(mine, x, Neighbors.from_edge_index(edge_index, NODES), *more)
+    assert not ran
 
 
 def test_autocast():

@@ -202,9 +202,9 @@ struct Attention {
     for (int b = 0; b < count; ++b) {
       for (int p = 0; p < P; ++p) {
         const T *of_x = x.at(b, p), *of_y = y.at(b, p);
-        A sum = 0;
-        for (int64_t d = 0; d < length; ++d) sum += static_cast<A>(of_x[d]) * static_cast<A>(of_y[d]);
-        to[b * P + p] = by * sum;
+        Vec<A> sums{};
+        lanes<A>(0, length, [&](int64_t d, int n) LAMBDA_INLINE { sums += load_n(of_x + d, n) * load_n(of_y + d, n); });
+        to[b * P + p] = by * over_edges<1, A>(sums, [](Vec<A> x, Vec<A> y) LAMBDA_INLINE { return x + y; })[0];
       }
     }
   }
@@ -540,15 +540,18 @@ struct Attention {
     const int64_t share = H / call.edge_key_heads, head = h / share;
     if (h % share == 0) std::fill(sum, sum + kTile * D, A(0));
     const Rows<T> keys = rows_at(side, tile, h), edges = edge_keys(tile, h);
+    const A* of_head = call.att ? att.data() + h * D : query;
     for (int b = 0; b < tile.count; ++b) {
-      for (int64_t d = 0; d < D; ++d) {
+      const A by = call.att ? ds[b * P] : ds[b * P] * scale;
+      const T *key = keys.at(b, 0), *edge = edges.at(b, 0);
+      lanes<A>(0, D, [&](int64_t d, int n) LAMBDA_INLINE {
+        Vec<A> x = by * load_n(of_head + d, n);
         if (call.att) {
-          const A y = query[d] + static_cast<A>(keys.at(b, 0)[d]) + static_cast<A>(edges.at(b, 0)[d]);
-          sum[b * D + d] += ds[b * P] * att.data()[h * D + d] * (y > 0 ? A(1) : slope);
-        } else {
-          sum[b * D + d] += ds[b * P] * scale * query[d];
+          const Vec<A> y = load_n(query + d, n) + load_n(key + d, n) + load_n(edge + d, n);
+          x = y > 0 ? x : x * slope;
         }
-      }
+        store_n(sum + b * D + d, load_n(sum + b * D + d, n) + x, n);
+      });
     }
     if (h % share == share - 1) write_edges(tile, sum, call.grad_edge_key, call.edge_key_heads, head, D);
   }
@@ -556,14 +559,21 @@ struct Attention {
     const int64_t share = H / call.edge_value_heads;
     if (h % share == 0) std::fill(sum, sum + kTile * C, A(0));
     for (int b = 0; b < tile.count; ++b)
-      for (int64_t c = 0; c < C; ++c) sum[b * C + c] += weight[b * P] * grad[c];
+      lanes<A>(0, C, [&](int64_t c, int n) LAMBDA_INLINE {
+        store_n(sum + b * C + c, load_n(sum + b * C + c, n) + weight[b * P] * load_n(grad + c, n), n);
+      });
     if (h % share == share - 1) write_edges(tile, sum, call.grad_edge_value, call.edge_value_heads, h / share, C);
   }
   static NOINLINE void write_edges(const Tile& tile, const A* sum, void* to, int64_t heads, int64_t head,
                                    int64_t length) {
     for (int b = 0; b < tile.count; ++b) {
       T* row = static_cast<T*>(to) + (tile.edge[b] * heads + head) * length;
-      for (int64_t d = 0; d < length; ++d) row[d] = static_cast<T>(sum[b * length + d]);
+      lanes<A>(0, length, [&](int64_t d, int n) LAMBDA_INLINE {
+        if (n == W)
+          store(row + d, load(sum + b * length + d));
+        else
+          for (int l = 0; l < n; ++l) row[d + l] = static_cast<T>(sum[b * length + d + l]);
+      });
     }
   }
 
