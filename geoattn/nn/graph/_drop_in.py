@@ -27,6 +27,9 @@ _HOOKS = tuple(
 )
 # Numbers in the messages of a layer from which torch's sparse matrix products are faster than writing them down.
 _MANY_NUMBERS = 1 << 20
+# Numbers in messages up to which several calls of kernels take longer than writing the messages down.
+_FEW_NUMBERS = 1 << 13
+_KERNELS = {False: "cpu", True: "triton"}  # compiled, by whether tensors are on a CUDA device
 _METHODS = ("message", "aggregate", "update", "edge_update", "get_attention")
 _LOOPS = ("propagate", "edge_updater")  # over edges
 
@@ -41,7 +44,8 @@ class DropIn(MessagePassing):
     - under the transforms of `torch.func` and in forward-mode differentiation;
     - while tracing for TorchScript or ONNX. `torch.jit.script` compiles PyG's layer;
     - without compiled kernels (on the ``torch`` backend) where it is faster: always for additive scores, edge features
-      and attention dropout, and for graphs with few messages.
+      and attention dropout, and for graphs with few messages. With them, a few dozen edges are left to PyG by
+      `SuperGATConv` and, with edge features and loops, by `GATConv` and `GATv2Conv`.
     """
 
     pyg_layer: ClassVar[type[MessagePassing]]
@@ -84,21 +88,24 @@ class DropIn(MessagePassing):
             or any([part is not None and part.dim() != 2 for part in x])  # PyG says what is wrong
         )
 
-    def _faster_as_pygs(self, x: Tensor, edge_index: Adjacency, width: int, plain: bool = True) -> bool:
-        """Whether PyG's own path is the faster one, because no compiled kernels run.
+    def _faster_as_pygs(
+        self, x: Tensor, edge_index: Adjacency, width: int, plain: bool = True, several: bool = False
+    ) -> bool:
+        """Whether PyG's own path is the faster one.
 
         Args:
             x: Features of the sources.
             edge_index: The graph.
             width: Numbers in a message.
             plain: Whether the torch backend does without formulas that it would compute twice.
+            several: Whether it takes several calls of kernels.
         """
         name = forced()
-        kernels = "cpu" if x.device.type == "cpu" else "triton"
-        on_torch = name == "torch" if name else BACKENDS[kernels].unavailable() is not None
-        if not on_torch:
+        if name == "torch" or (name is None and BACKENDS[_KERNELS[x.is_cuda]].unavailable() is not None):
+            return not plain or _num_edges(edge_index) * width < _MANY_NUMBERS
+        if not several or name is not None or torch.compiler.is_compiling():
             return False
-        return not plain or _num_edges(edge_index) * width < _MANY_NUMBERS
+        return _num_edges(edge_index) * width < _FEW_NUMBERS
 
     def _aggregators(self) -> tuple[Any, ...]:
         return (self.aggr_module,)
@@ -147,10 +154,11 @@ class AttentionDropIn(DropIn):
         dropout = self.dropout if self.training else 0.0
         plain = not self.additive and features is None and not dropout
         width = self.heads * self.out_channels
+        several = features is not None and getattr(self, "add_self_loops", False)
         if (
             self._messages_needed(source, target)
             or dropout >= 1
-            or self._faster_as_pygs(source, edge_index, width, plain)
+            or self._faster_as_pygs(source, edge_index, width, plain, several)
         ):
             return True
         if features is None and not weights:

@@ -42,7 +42,7 @@ class SuperGATConv(DropIn, pyg.SuperGATConv):
         """Features ``[N, H * C]``, or ``[N, C]`` averaged over heads."""
         dropout = self.dropout if self.training else 0.0
         width = self.heads * self.out_channels
-        if self._messages_needed(x) or dropout >= 1 or self._faster_as_pygs(x, edge_index, width, not dropout):
+        if self._messages_needed(x) or dropout >= 1 or self._faster_as_pygs(x, edge_index, width, not dropout, True):
             return super().forward(x, as_edge_index(edge_index), neg_edge_index, batch)
 
         pattern = self._pattern(edge_index, x, x)

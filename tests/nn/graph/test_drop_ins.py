@@ -434,6 +434,28 @@ def test_without_compiled_kernels_the_faster_path_runs(name, arguments, many, ou
     assert not ran
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "left"),
+    [
+        ("SuperGATConv", {}, True),
+        ("GATConv", {"edge_dim": EDGE_WIDTH}, True),
+        ("GATConv", {"edge_dim": EDGE_WIDTH, "add_self_loops": False}, False),
+        ("GATConv", {}, False),
+    ],
+)
+def test_a_few_dozen_edges_may_be_left_to_pyg(name, arguments, left, monkeypatch):
+    mine, theirs = pair(name, arguments)
+    more = (features(EDGES, EDGE_WIDTH, seed=2),) if "edge_dim" in arguments else ()
+    ran, propagate = [], type(mine).propagate
+    monkeypatch.setattr(type(mine), "propagate", lambda *a, **b: ran.append(1) or propagate(*a, **b))
+    for few, expected in ((4 * EDGES, False), (4 * EDGES + 1, left)):
+        monkeypatch.setattr(_drop_in, "_FEW_NUMBERS", few)
+        ran.clear()
+        out = call(mine, features(NODES, WIDTH), edges(), *more)
+        assert bool(ran) is expected
+        torch.testing.assert_close(out, call(theirs, features(NODES, WIDTH), edges(), *more))
+
+
 def test_autocast():
     mine, theirs = pair("GATv2Conv", {"heads": 2}, dtype=torch.float32)
     x, edge_index = torch.randn(NODES, WIDTH), edges()
