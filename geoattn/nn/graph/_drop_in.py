@@ -100,12 +100,17 @@ class DropIn(MessagePassing):
             plain: Whether the torch backend does without formulas that it would compute twice.
             several: Whether it takes several calls of kernels.
         """
+        if not isinstance(edge_index, Neighbors) and (
+            type(edge_index) is not Tensor or edge_index.layout != torch.strided or edge_index.dtype != torch.int64
+        ):
+            return False  # PyG does not take all of what we take
+        numbers = width * (edge_index.num_edges if isinstance(edge_index, Neighbors) else edge_index.size(-1))
         name = forced()
         if name == "torch" or (name is None and BACKENDS[_KERNELS[x.is_cuda]].unavailable() is not None):
-            return not plain or _num_edges(edge_index) * width < _MANY_NUMBERS
+            return not plain or numbers < _MANY_NUMBERS
         if not several or name is not None or torch.compiler.is_compiling():
             return False
-        return _num_edges(edge_index) * width < _FEW_NUMBERS
+        return numbers < _FEW_NUMBERS
 
     def _aggregators(self) -> tuple[Any, ...]:
         return (self.aggr_module,)
@@ -155,10 +160,11 @@ class AttentionDropIn(DropIn):
         plain = not self.additive and features is None and not dropout
         width = self.heads * self.out_channels
         several = features is not None and getattr(self, "add_self_loops", False)
+        refused = several and target is not None and source.size(0) < target.size(0)  # by PyG
         if (
             self._messages_needed(source, target)
             or dropout >= 1
-            or self._faster_as_pygs(source, edge_index, width, plain, several)
+            or (not refused and self._faster_as_pygs(source, edge_index, width, plain, several))
         ):
             return True
         if features is None and not weights:
@@ -224,14 +230,6 @@ def as_edge_index(adjacency: Adjacency) -> Any:
     if not isinstance(adjacency, Neighbors):
         return adjacency
     return of_caller(adjacency, adjacency.to_edge_index().long().t()).t()
-
-
-def _num_edges(adjacency: Adjacency) -> int:
-    if isinstance(adjacency, Neighbors):
-        return adjacency.num_edges
-    if isinstance(adjacency, SparseTensor):
-        return adjacency.nnz()
-    return adjacency._nnz() if is_sparse(adjacency) else adjacency.size(-1)
 
 
 def of_caller(pattern: Neighbors, values: Tensor) -> Tensor:

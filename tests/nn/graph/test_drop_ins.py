@@ -11,7 +11,7 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
 import geoattn
-from geoattn import Neighbors
+from geoattn import Neighbors, native
 from geoattn.nn.graph import _drop_in, _gathered_inputs
 from geoattn.patterns import adjacency
 from tests.nn.graph.drop_ins import (
@@ -81,8 +81,9 @@ def test_bipartite(name, channels):
 
 @pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
 @pytest.mark.parametrize("fill_value", ["mean", "max", 0.5])
-def test_loops_and_edge_features_where_sources_are_fewer_than_targets(name, fill_value):
+def test_loops_and_edge_features_where_sources_are_fewer_than_targets(name, fill_value, monkeypatch):
     """The first targets get loops, as without edge features: PyG's numbers where it has any, of as many sources."""
+    monkeypatch.setattr(_drop_in, "_FEW_NUMBERS", 1 << 30)
     arguments = {"edge_dim": EDGE_WIDTH, "fill_value": fill_value}
     mine, theirs = pair(name, arguments, (WIDTH, WIDTH))
     x = features(SOURCES, WIDTH), features(NODES, WIDTH, seed=2)
@@ -113,7 +114,11 @@ def test_gat_without_features_of_targets():
 
 
 @pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv", "SuperGATConv", "PointTransformerConv"])
-def test_every_kind_of_edge_index(name):
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_every_kind_of_edge_index(name, backend, monkeypatch):
+    """Also where PyG's own path would be the faster one, but does not take it."""
+    monkeypatch.setattr(_drop_in, "_FEW_NUMBERS", 1 << 30)
+    monkeypatch.setattr("geoattn.native._LIBRARY", native.library() if backend == "cpu" else None)
     mine, theirs = pair(name, {})
     x = features(NODES, WIDTH)
     edge_index = edges().unique(dim=1).contiguous()  # a matrix has no duplicates
