@@ -95,7 +95,8 @@ def attend(
 
     A query without keys, or all of whose scores are :math:`-\infty`, gives zeros. Half types are accumulated in
     float32. Differentiable any number of times: first derivatives are fused and store nothing per edge, higher ones
-    run the plain formulas. The same input gives the same bits, run after run and for any number of threads on a CPU.
+    run the plain formulas. The same input gives the same bits, run after run, and for any number of threads where the
+    CPU's compiled kernels run; torch's own products, on which long windows run, repeat for one number of threads.
     Under autocast, queries, keys, values and edge terms are cast to its type. See `geoattn.backends` for what runs.
 
     Args:
