@@ -179,6 +179,9 @@ class AttentionDropIn(DropIn):
 
     def _edge_features(self, edge_index: Adjacency, edge_attr: Tensor, pattern: Neighbors) -> Tensor:
         """Features ``[E, F]`` in the order of the pattern, those of loops made as ``fill_value`` says."""
+        num_edges = _num_edges(edge_index)
+        if edge_attr.size(0) != num_edges:
+            raise ValueError(f"expected edge_attr [{num_edges}, F], a row for every edge, got {tuple(edge_attr.shape)}")
         edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
         order = pattern.edge_order
         if order is not None and getattr(self, "add_self_loops", False):
@@ -189,7 +192,6 @@ class AttentionDropIn(DropIn):
             others = source, target.masked_fill(is_loop, pattern.num_queries)
             of_loops = compute_loop_attr(others, edge_attr, pattern.num_queries + 1, False, self.fill_value)
             num_loops = min(pattern.num_queries, pattern.num_keys)
-            num_edges = edge_attr.size(0)
             loops = torch.arange(num_edges, num_edges + num_loops, device=order.device)
             order = torch.cat([is_loop.logical_not().nonzero().squeeze(1), loops]).index_select(0, order)
             edge_attr = torch.cat([edge_attr, of_loops[:num_loops]])

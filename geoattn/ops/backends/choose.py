@@ -30,8 +30,8 @@ def backends() -> dict[str, str]:
     - ``torch``: plain torch in chunks of rows, recomputed in the backward pass; runs anywhere.
     - ``reference``: the plain formulas; stores every edge, defines the truth.
 
-    Without `backend`, a call runs on the first of triton, cpu and torch that takes its device and type. `Windows` run on
-    torch's fused attention where it gives the same numbers (on CPUs), else in tiles that are computed again in the
+    Without `backend`, a call runs on the first of triton, cpu and torch that takes its device and type. `Windows` run
+    on torch's fused attention where it gives the same numbers (on CPUs), else in tiles that are computed again in the
     backward pass; short runs on a CPU, and all where ``cpu`` or ``triton`` is forced, run as pairs written out
     (`Windows.to_neighbors`).
 

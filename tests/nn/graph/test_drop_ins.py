@@ -482,3 +482,14 @@ def test_errors_name_what_is_wrong(name):
         mine(x, Neighbors.from_edge_index(edge_index % 5, 5))
     with pytest.raises(TypeError, match="Neighbors"):
         mine(x, [[0], [1]])
+
+
+@pytest.mark.parametrize("rows", [EDGES - 1, EDGES + 1])
+@pytest.mark.parametrize("loops", [True, False])
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "TransformerConv"])
+def test_edge_features_of_another_number_of_edges_are_refused(name, loops, rows):
+    given = {"edge_dim": EDGE_WIDTH} | ({} if name == "TransformerConv" else {"add_self_loops": loops})
+    mine, _ = pair(name, given)
+    refused = pytest.raises(ValueError, match=rf"expected edge_attr \[{EDGES}, F\]")
+    with geoattn.backend("reference"), refused:  # a backend that is forced leaves nothing to PyG
+        mine(features(NODES, WIDTH), edges(), features(rows, EDGE_WIDTH, seed=2))
