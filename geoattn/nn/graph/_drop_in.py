@@ -234,6 +234,14 @@ def as_edge_index(adjacency: Adjacency) -> Any:
     return of_caller(adjacency, adjacency.to_edge_index().long().t()).t()
 
 
+def _num_edges(adjacency: Adjacency) -> int:
+    if isinstance(adjacency, Neighbors):
+        return adjacency.num_edges
+    if isinstance(adjacency, SparseTensor):
+        return adjacency.nnz()
+    return adjacency._nnz() if is_sparse(adjacency) else adjacency.size(-1)
+
+
 def of_caller(pattern: Neighbors, values: Tensor) -> Tensor:
     """Values of edges ``[E, ...]`` in the order of the ``edge_index`` that the pattern was built from, if from one."""
     order = pattern.edge_order
