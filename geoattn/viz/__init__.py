@@ -1,6 +1,6 @@
 """Pictures and interactive pages of labelled meshes and point clouds (extra ``viz``)."""
 
-from geoattn.viz.page import page
-from geoattn.viz.picture import picture
+from geoattn.viz.page import PAGE_FORMATS, page
+from geoattn.viz.picture import PICTURE_FORMATS, picture
 
-__all__ = ["page", "picture"]
+__all__ = ["PAGE_FORMATS", "PICTURE_FORMATS", "page", "picture"]

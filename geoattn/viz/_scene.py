@@ -1,9 +1,7 @@
-"""What a picture and a page share: checked arrays, colours, names, the up axis, and writing a file whole."""
+"""What a picture and a page share: checked arrays, colours, names and the up axis."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -90,24 +88,6 @@ def read_scene(data: Data, label: ArrayLike | None, score: ArrayLike | None, nam
         up=upward,
         front=np.cross(right, upward),
     )
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name beside ``path`` and rename it: a reader sees all of it or none.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _array(values: Any) -> NDArray[Any]:

@@ -9,7 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch_geometric.data import Data
 
 from geoattn._optional import require
-from geoattn.viz._scene import Names, Scene, Up, read_scene, write_whole
+from geoattn.data.io import check_path, write_whole
+from geoattn.viz._scene import Names, Scene, Up, read_scene
+
+PAGE_FORMATS = {"html": ("plotly", "viz"), "htm": ("plotly", "viz")}
+"""What :func:`page` writes, for :func:`geoattn.data.io.check_path`."""
 
 # Above this many faces the corners of faces are shared, which needs a third of the bytes.
 _MAX_OWN_CORNERS = 150_000
@@ -50,7 +54,7 @@ def page(
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
             ``data.color`` ([N, 3] or [F, 3]; floats in 0 to 1 or integers in 0 to 255), if there.
-        path: The HTML file to write. Its folder must exist.
+        path: The file to write, with the extension html or htm. Its folder must exist.
         label: Integer per face [F] or vertex [N] (per face if F = N). A face takes the majority of its
             corners, the first corner's if all differ. Negative is unlabelled and grey.
         score: Scalar per face [F] or vertex [N], such as the probability of the label. With ``label`` it
@@ -61,10 +65,11 @@ def page(
 
     Raises:
         ImportError: If plotly is not installed (extra ``viz``).
-        FileNotFoundError: If the folder of ``path`` does not exist.
-        ValueError: If lengths or values do not fit.
+        OSError: If the folder of ``path`` does not exist or cannot be written in.
+        ValueError: If lengths or values do not fit, or ``path`` has another extension.
 
     """
+    check_path(path, PAGE_FORMATS)
     scene = read_scene(data, label, score, names, up)
     figure = require("plotly.graph_objects", "viz").Figure()
     draw = _add_points if scene.face is None else _add_faces
@@ -89,7 +94,8 @@ def page(
         },
     )
     document = _DOCUMENT.format(title=html.escape(title or "geoattn"), body=body)
-    write_whole(path, document.encode())
+    with write_whole(path) as temporary:
+        temporary.write_text(document, encoding="utf-8")
 
 
 def _add_faces(figure: Any, scene: Scene, member: NDArray[np.int64], name: str | None, share: float) -> None:

@@ -10,10 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch_geometric.data import Data
 
 from geoattn._optional import require
+from geoattn.data.io import check_path, write_whole
 from geoattn.data.palette import label_colors
-from geoattn.viz._scene import Names, Scene, Up, read_scene, write_whole
+from geoattn.viz._scene import Names, Scene, Up, read_scene
 
 Array = NDArray[np.float64]
+
+PICTURE_FORMATS = {"png": ("matplotlib", "viz")}
+"""What :func:`picture` writes, for :func:`geoattn.data.io.check_path`."""
 
 # Where the camera stands, as multiples of (right, up, front), and which way is up in its picture.
 _VIEWS = {
@@ -51,7 +55,7 @@ def picture(
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
             ``data.color`` ([N, 3] or [F, 3]; floats in 0 to 1 or integers in 0 to 255), if there.
-        path: The PNG to write. Its folder must exist.
+        path: The file to write, with the extension png. Its folder must exist.
         label: Integer per face [F] or vertex [N] (per face if F = N). A face takes the majority of its
             corners, the first corner's if all differ. Negative is unlabelled and grey.
         score: Scalar per face [F] or vertex [N], drawn with a colour bar; not together with ``label``.
@@ -64,11 +68,12 @@ def picture(
 
     Raises:
         ImportError: If matplotlib is not installed (extra ``viz``).
-        FileNotFoundError: If the folder of ``path`` does not exist.
-        ValueError: If lengths or values do not fit, both ``label`` and ``score`` are given, or a view is
-            unknown.
+        OSError: If the folder of ``path`` does not exist or cannot be written in.
+        ValueError: If lengths or values do not fit, both ``label`` and ``score`` are given, a view is unknown, or
+            ``path`` has another extension.
 
     """
+    check_path(path, PICTURE_FORMATS)
     if label is not None and score is not None:
         raise ValueError("picture draws either label or score; page shows both")
     for view in views:
@@ -89,7 +94,8 @@ def picture(
     if scene.score is not None:
         sheet.color_bar(scene.score)
     sheet.views(scene, color, views)
-    write_whole(path, sheet.png())
+    with write_whole(path) as temporary:
+        temporary.write_bytes(sheet.png())
 
 
 def _score_color(score: Array) -> Array:

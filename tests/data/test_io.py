@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import struct
+import sys
 import threading
 import tracemalloc
 import warnings
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from torch_geometric.data import Data
 
-from geoattn.data.io import READERS, LoadError, load, save
+from geoattn.data.io import READERS, LoadError, check_output, check_path, load, save
 from geoattn.data.palette import LABEL_COLORS, label_colors
 
 FACE_LABELS = ("npz", "ply", "vtk", "vtu")
@@ -182,6 +183,39 @@ def test_save_refuses_bad_data_and_leaves_the_old_file(tmp_path, change, message
 def test_save_refuses_bad_labels(tmp_path, label):
     with pytest.raises(ValueError, match="label"):
         save(tmp_path / "m.ply", sphere(), label=label)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("m.blend", ValueError, r"m.blend: cannot write '.blend' files; supported are .glb, .*.ply"),
+        ("m", ValueError, r"m: cannot write a file without extension; supported are .glb, .*.ply"),
+        ("nowhere/m.ply", FileNotFoundError, r"m.ply: the folder .*nowhere does not exist; create it first"),
+        ("folder.ply", IsADirectoryError, r"folder.ply: is a folder; give the name of a file"),
+        ("locked/m.ply", PermissionError, r"m.ply: nothing can be written in the folder .*locked"),
+        ("m.vtu", ImportError, r"meshio is not installed; install it with: pip install meshio"),
+        ("m.obj", ValueError, r"obj holds no label.* per face; use .*npz"),
+    ],
+)
+def test_output_is_refused_before_the_work_as_by_save(tmp_path, monkeypatch, name, error, message):
+    (tmp_path / "folder.ply").mkdir()
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "locked")  # root may write anywhere
+    monkeypatch.setitem(sys.modules, "meshio", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=message) as asked:
+        check_output(tmp_path / name, sphere(), label_on="face")
+    with pytest.raises(error) as saved:
+        save(tmp_path / name, sphere(), label=torch.zeros(80, dtype=torch.long))
+    assert str(asked.value) == str(saved.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_output_that_can_be_written(tmp_path):
+    check_output(tmp_path / "m.PLY", sphere(), label_on="face")
+    check_output(tmp_path / "m.xyz", label_on="vertex")
+    assert check_path(tmp_path / "m.PNG", {"png": None}) == "png"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

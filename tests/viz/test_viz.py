@@ -142,9 +142,9 @@ def test_units_and_origin_do_not_change_the_picture(tmp_path, factor):
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path, ball):
-    for name in "ab":
+    for name in ("a.png", "b.png"):
         picture(ball, tmp_path / name, score=ball.pos[:, 0], size=SIZE)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_score_is_drawn_from_dark_to_bright_with_a_bar(tmp_path, ball):
@@ -277,33 +277,35 @@ def test_page_of_a_large_mesh_shares_corners(tmp_path):
     assert len(array(trace["i"])) == ball.face.shape[1]
 
 
-@pytest.mark.parametrize("draw", [picture, page])
-def test_errors_name_the_numbers(tmp_path, ball, draw):
+@pytest.mark.parametrize(("draw", "name"), [(picture, "a.png"), (page, "a.html")])
+def test_errors_name_the_numbers(tmp_path, ball, draw, name):
     n, f = len(ball.pos), ball.face.shape[1]
     for field in ("label", "score"):
         with pytest.raises(ValueError, match=f"{field} has 7 values.*{f} faces.*{n} vertices"):
-            draw(ball, tmp_path / "a", **{field: np.zeros(7)})
+            draw(ball, tmp_path / name, **{field: np.zeros(7)})
         with pytest.raises(ValueError, match=f"{field} has 7 values.*{n} points"):
-            draw(Data(pos=ball.pos), tmp_path / "a", **{field: np.zeros(7)})
+            draw(Data(pos=ball.pos), tmp_path / name, **{field: np.zeros(7)})
     with pytest.raises(ValueError, match=r"label\[0\] is 0.5"):
-        draw(ball, tmp_path / "a", label=np.full(n, 0.5))
+        draw(ball, tmp_path / name, label=np.full(n, 0.5))
     with pytest.raises(ValueError, match="up is 'w'"):
-        draw(ball, tmp_path / "a", up="w")
+        draw(ball, tmp_path / name, up="w")
     with pytest.raises(ValueError, match="pos"):
-        draw(Data(pos=torch.full((3, 3), float("nan"))), tmp_path / "a")
+        draw(Data(pos=torch.full((3, 3), float("nan"))), tmp_path / name)
     with pytest.raises(ValueError, match=f"there are {n} vertices"):
-        draw(Data(pos=ball.pos, face=ball.face + 1), tmp_path / "a")
+        draw(Data(pos=ball.pos, face=ball.face + 1), tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        draw(ball, tmp_path / "nowhere" / "a")
+        draw(ball, tmp_path / "nowhere" / name)
+    with pytest.raises(ValueError, match=r"a.jpg: cannot write '.jpg' files; supported are ."):
+        draw(ball, tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
 
 
 def test_picture_refuses_what_it_cannot_draw(tmp_path, ball):
     label = np.zeros(len(ball.pos))
     with pytest.raises(ValueError, match="either label or score"):
-        picture(ball, tmp_path / "a", label=label, score=label)
+        picture(ball, tmp_path / "a.png", label=label, score=label)
     with pytest.raises(ValueError, match="no view 'within'"):
-        picture(ball, tmp_path / "a", views=["within"])
+        picture(ball, tmp_path / "a.png", views=["within"])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, ball, monkeypatch):

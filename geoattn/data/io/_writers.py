@@ -1,12 +1,10 @@
 """Writers: one table of extension to writer, and what each format can hold."""
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +15,7 @@ from geoattn._optional import require
 
 from ..palette import label_colors, scalar_colors
 from ._check import Array, check_face
+from ._output import check_path, write_whole
 
 
 @dataclass
@@ -68,23 +67,34 @@ def save(
             the data is inconsistent or not finite, or if the extension is unknown.
 
     """
-    path = Path(path)
-    extension = path.suffix[1:].lower()
-    if extension not in _WRITERS:
-        raise ValueError(f"{path}: cannot write {path.suffix!r}; supported are {', '.join(_WRITERS)}")
+    extension = check_path(path, _FORMATS)
     mesh = _checked(data, label, scalar)
     _check_format(extension, mesh)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".{extension}", dir=path.parent)
-    os.close(handle)
-    try:
-        _WRITERS[extension](Path(name), mesh)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with write_whole(path) as temporary:
+        _WRITERS[extension](temporary, mesh)
+
+
+def check_output(
+    path: str | PathLike[str], data: Data | None = None, *, label_on: Literal["vertex", "face"] | None = None
+) -> None:
+    """Refuse what :func:`save` would refuse, before the work that makes what is to be saved.
+
+    Args:
+        path: Where :func:`save` shall write.
+        data: The mesh or cloud that shall be saved, if it is known.
+        label_on: What labels shall be saved of, if they shall.
+
+    Raises:
+        ValueError: If the extension is unknown, or the format cannot hold such data or labels.
+        OSError: If the folder does not exist or cannot be written in, or ``path`` is a folder.
+        ImportError: If the package that writes the format is not installed; the message has the pip line.
+
+    """
+    extension = check_path(path, _FORMATS)
+    asked = {f"a label per {label_on}"} if label_on else set()
+    _check_asked(extension, asked)
+    if data is not None:
+        _check_faces(extension, data.get("face") is not None and data.face.numel() > 0)
 
 
 def _checked(data: Data, label: Any, scalar: Any) -> _Mesh:
@@ -136,6 +146,11 @@ def _check_format(extension: str, mesh: _Mesh) -> None:
     asked = {
         f"a {key} per {on}" for on, a in (("vertex", mesh.vertex), ("face", mesh.faces)) for key in a if key != "color"
     }
+    _check_asked(extension, asked)
+    _check_faces(extension, mesh.face is not None)
+
+
+def _check_asked(extension: str, asked: set[str]) -> None:
     holds_vertex = extension not in ("off", "stl")
     holds_face = extension in _WITH_FACE_ATTRIBUTES
     if any("vertex" in what for what in asked) and not holds_vertex:
@@ -144,9 +159,12 @@ def _check_format(extension: str, mesh: _Mesh) -> None:
         raise ValueError(f"{extension} holds no label or scalar per face; use {', '.join(_WITH_FACE_ATTRIBUTES)}")
     if extension in ("obj", "xyz") and len(asked) > 1:
         raise ValueError(f"{extension} holds one colour, not label and scalar; use {', '.join(_WITH_FACE_ATTRIBUTES)}")
-    if mesh.face is not None and extension == "xyz":
+
+
+def _check_faces(extension: str, has_faces: bool) -> None:
+    if has_faces and extension == "xyz":
         raise ValueError(f"xyz holds no faces; use {', '.join(e for e in _WRITERS if e != 'xyz')}")
-    if mesh.face is None and extension == "stl":
+    if not has_faces and extension == "stl":
         raise ValueError(f"stl holds no point cloud; use {', '.join(e for e in _WRITERS if e != 'stl')}")
 
 
@@ -280,3 +298,16 @@ _WRITERS: dict[str, Callable[[Path, _Mesh], None]] = {
 }
 _WITH_FACE_ATTRIBUTES = ("npz", "ply", "vtk", "vtu")
 _WITH_VERTEX_COLORS = (*_WITH_FACE_ATTRIBUTES, "glb", "obj", "xyz")
+
+_TRIMESH, _MESHIO = ("trimesh", None), ("meshio", None)
+_FORMATS: dict[str, tuple[str, str | None] | None] = {
+    "glb": _TRIMESH,
+    "npz": None,
+    "obj": None,
+    "off": None,
+    "ply": _TRIMESH,
+    "stl": _TRIMESH,
+    "vtk": _MESHIO,
+    "vtu": _MESHIO,
+    "xyz": None,
+}
