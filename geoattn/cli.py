@@ -213,7 +213,7 @@ def _train(arguments: argparse.Namespace) -> None:
             names=meshes.names,
             element=arguments.element,
             labelled=arguments.labelled,
-            whole=meshes.whole,
+            whole=meshes.labelled == "whole",
             faces=max(train_meshes[i].face.size(1) for i in range(min(len(train_meshes), 20))),
             channels=arguments.channels,
             heads=arguments.heads,
@@ -252,7 +252,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     model = SurfaceTransformer.from_pretrained(arguments.model)
     meshes = _meshes(arguments, arguments.split, model.config.labelled)
-    if (meshes.whole, meshes.names) != (model.config.whole, model.config.names):
+    if (meshes.labelled == "whole", meshes.names) != (model.config.whole, model.config.names):
         raise ValueError(
             f"{arguments.data} has the classes {', '.join(meshes.names)}, "
             f"but {arguments.model} was trained for {', '.join(model.config.names)}"

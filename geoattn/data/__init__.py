@@ -2,18 +2,28 @@
 
 from geoattn.data.datasets import Bodies, MeshCNNDataset
 from geoattn.data.io import LoadError, load, save
+from geoattn.data.labelled import IGNORED, Labelled, LabelledSamples, class_weights, hold_out
+from geoattn.data.registry import MissingSplitError, list_datasets, load_dataset
 from geoattn.data.transforms import MeshElements, RandomDeform
 from geoattn.data.two_hop import HopFeatures, TwoHopLoader, TwoHopSampler
 
 __all__ = [
+    "IGNORED",
     "Bodies",
     "HopFeatures",
+    "Labelled",
+    "LabelledSamples",
     "LoadError",
     "MeshCNNDataset",
     "MeshElements",
+    "MissingSplitError",
     "RandomDeform",
     "TwoHopLoader",
     "TwoHopSampler",
+    "class_weights",
+    "hold_out",
+    "list_datasets",
     "load",
+    "load_dataset",
     "save",
 ]

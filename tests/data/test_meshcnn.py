@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geoattn import LoadError
-from geoattn.data import MeshCNNDataset
+from geoattn.data import Bodies, MeshCNNDataset, MissingSplitError
 from geoattn.geometry import edges
 
 OBJ = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0\nf 1 2 3\nf 3 2 4\n"  # edges 01 12 02 | 13 23
@@ -41,7 +41,7 @@ def test_segmentation(parts, tmp_path, pack):
     assert len(train) == 2
     assert len(test) == 1
     assert test.names == ("1", "2", "3")
-    assert not test.whole
+    assert test.labelled == "face"
     assert test[0].edge_y.tolist() == [0, 1, 1, 2, 2]
     assert test[0].edge_soft.shape == (5, 3)
     assert test[0].y.tolist() == [1, 2]  # the majority of (0, 1, 1) and of (1, 2, 2)
@@ -56,9 +56,28 @@ def test_classification(tmp_path):
             (tmp_path / "animals" / name / split).mkdir(parents=True)
             (tmp_path / "animals" / name / split / "T1.obj").write_text(OBJ)
     data = MeshCNNDataset(zipped(tmp_path / "animals", tmp_path / "animals.zip"), "test")
-    assert data.whole
+    assert data.labelled == "whole"
     assert data.names == ("cat", "dog")
     assert [data[i].y.tolist() for i in range(2)] == [[0], [1]]
+
+
+def test_only_human_seg_has_the_names_of_body_parts(parts, tmp_path):
+    """Eight classes alone do not make a set one of bodies; names are those of classes.txt, unless they are numbers."""
+    for file in (parts / "sseg").iterdir():
+        file.write_text("1 0 0 0 0 0 0 0\n" * 5)
+    numbers = tuple(map(str, range(1, 9)))
+    assert MeshCNNDataset(parts).names == numbers
+    named = tuple("abcdefgh")
+    (parts / "classes.txt").write_text("\n".join(named))
+    assert MeshCNNDataset(parts).names == named
+    (parts / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"classes.txt: 2 names for 8 classes"):
+        MeshCNNDataset(parts)
+    (parts / "classes.txt").write_text("\n".join(numbers))  # as MeshCNN writes it
+    assert MeshCNNDataset(parts).names == numbers
+    body = parts.rename(tmp_path / "human_seg")
+    assert MeshCNNDataset(body).names == Bodies.names
+    assert MeshCNNDataset(zipped(body, tmp_path / "any_name.zip")).names == Bodies.names
 
 
 def test_transform_is_applied(parts):
@@ -84,6 +103,8 @@ def test_damage_is_named(parts, tmp_path):
     with pytest.raises(ValueError, match="found neither"):
         MeshCNNDataset(parts / "seg")
     with pytest.raises(ValueError, match="split must be"):
+        MeshCNNDataset(parts, "validation")
+    with pytest.raises(MissingSplitError, match="no valid split"):
         MeshCNNDataset(parts, "valid")
     with pytest.raises(ValueError, match="expected a folder or a zip file"):
         MeshCNNDataset(parts / "train" / "a.obj")

@@ -20,6 +20,8 @@ from torch_geometric.data import Data, Dataset
 
 from geoattn._optional import require
 from geoattn.data.datasets.body_poses import Skeleton, random_angles
+from geoattn.data.labelled import Labelled
+from geoattn.data.registry import MissingSplitError, register_dataset
 from geoattn.geometry import vertex_normals
 from geoattn.geometry.body import BodyModel
 
@@ -91,8 +93,8 @@ class Bodies(Dataset):
 
     """
 
-    names = LABELS
-    whole = False
+    names: tuple[str, ...] = LABELS
+    labelled: Labelled = "face"
 
     def __init__(
         self, count: int, seed: int = 0, faces: int = 1500, transform: Callable[[Data], Data] | None = None
@@ -199,6 +201,17 @@ class Bodies(Dataset):
                 return pos[source] / scale, face, (parts / parts.sum(1, keepdims=True))[source]
             rough *= 0.9
         raise RuntimeError(f"no closed surface of {target} faces found; please report seed {self.seed}.")
+
+
+@register_dataset("bodies")
+def _bodies(split: str, samples: int | None) -> Bodies:
+    """Bodies of the two splits never share a seed."""
+    count = 1000 if samples is None else samples
+    if split == "train":
+        return Bodies(count, seed=0)
+    if split == "test":
+        return Bodies(max(count // 10, 1), seed=1)
+    raise MissingSplitError(f"bodies: no {split} split; hold some of the training samples out")
 
 
 def random_phenotype(rng: np.random.Generator) -> Array:

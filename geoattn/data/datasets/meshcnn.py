@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from tqdm import tqdm
 
 from geoattn.data.datasets.bodies import LABELS
 from geoattn.data.io import LoadError, load
+from geoattn.data.labelled import Labelled, read_names
+from geoattn.data.registry import MissingSplitError, register_layout
 from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import edges
 
@@ -40,12 +43,15 @@ class MeshCNNDataset(Dataset[Data]):
         transform: Applied to each item when it is read.
 
     Attributes:
-        names: Names of the classes, where the set has any; otherwise their numbers.
-        whole: Whether one label is for a whole mesh (classification).
+        names: Names of the classes: of a classification set, its folders; of a segmentation set, the lines of its
+            ``classes.txt``, or the body parts if its folder is ``human_seg``, as the authors call it; otherwise numbers
+            from 1.
+        labelled: What ``y`` labels: ``labelled``, or ``"whole"`` in a classification set.
 
     Raises:
         FileNotFoundError: If the path does not exist.
         ValueError: If it does not hold such a set, or the split is unknown.
+        MissingSplitError: If the split is ``"valid"``, which these sets do not have.
         LoadError: If one of its files is damaged.
     """
 
@@ -56,6 +62,8 @@ class MeshCNNDataset(Dataset[Data]):
         labelled: Element = "face",
         transform: Callable[[Data], Data] | None = None,
     ) -> None:
+        if split == "valid":
+            raise MissingSplitError(f"{path}: no valid split; hold some of the training meshes out")
         if split not in ("train", "test"):
             raise ValueError(f'split must be "train" or "test", got {split!r}')
         self.transform = transform
@@ -66,25 +74,30 @@ class MeshCNNDataset(Dataset[Data]):
             self._read(path, split, labelled)
             return
         with tempfile.TemporaryDirectory() as folder:
-            _extract(path, Path(folder))
-            self._read(Path(folder), split, labelled)
+            unpacked = Path(folder, path.stem)
+            _extract(path, unpacked)
+            self._read(unpacked, split, labelled)
 
     def _read(self, path: Path, split: str, labelled: Element) -> None:
         roots = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
         for root in roots:
             if (root / split).is_dir() and (root / "seg").is_dir():
                 files = _meshes(root / split)
-                self._items = [_segmented(file, root, labelled) for file in tqdm(files, "reading meshes", leave=False)]
-                self.whole = False
-                count = self._items[0].edge_soft.size(1)
-                self.names = LABELS if count == len(LABELS) else tuple(str(i + 1) for i in range(count))
+                self._items = [
+                    _segmented(file, root, labelled)
+                    for file in tqdm(files, "reading meshes", leave=False, disable=None)
+                ]
+                self.labelled: Labelled = labelled
+                self.names = _names(root, self._items[0].edge_soft.size(1))
                 return
         for root in roots:
             classes = sorted(folder for folder in root.iterdir() if (folder / split).is_dir())
             if classes:
                 classified = [(file, label) for label, folder in enumerate(classes) for file in _meshes(folder / split)]
-                self._items = [_classified(*pair) for pair in tqdm(classified, "reading meshes", leave=False)]
-                self.whole = True
+                self._items = [
+                    _classified(*pair) for pair in tqdm(classified, "reading meshes", leave=False, disable=None)
+                ]
+                self.labelled = "whole"
                 self.names = tuple(folder.name for folder in classes)
                 return
         raise ValueError(
@@ -99,6 +112,49 @@ class MeshCNNDataset(Dataset[Data]):
         return data if self.transform is None else self.transform(data)
 
 
+def _recognises(path: Path) -> bool:
+    if not (path.is_dir() or zipfile.is_zipfile(path)):
+        return False
+    top = path if path.is_dir() else zipfile.Path(path)
+
+    def folders(folder: Path | zipfile.Path) -> list[Path | zipfile.Path]:
+        return [inner for inner in folder.iterdir() if inner.is_dir()]
+
+    def has_meshes(folder: Path | zipfile.Path) -> bool:
+        return any(
+            file.name.endswith(".obj")
+            for split in ("train", "test")
+            if (folder / split).is_dir()
+            for file in (folder / split).iterdir()
+        )
+
+    for root in [top, *folders(top)]:
+        if ((root / "seg").is_dir() and has_meshes(root)) or sum(map(has_meshes, folders(root))) > 1:
+            return True
+    return False
+
+
+@register_layout("MeshCNN's layout: train/*.obj with seg/*.eseg, or <class>/train/*.obj, also zipped", _recognises)
+def _meshcnn(path: Path, split: str, labelled: Labelled | None) -> MeshCNNDataset:
+    return MeshCNNDataset(path, split, "face" if labelled is None or labelled == "whole" else labelled)
+
+
+def _names(root: Path, count: int) -> tuple[str, ...]:
+    """Names of the ``count`` classes of a segmentation set.
+
+    MeshCNN itself leaves a classes.txt in a set it has read, with numbers only; those are no names.
+    """
+    file = root / "classes.txt"
+    names = read_names(file) if file.exists() else ()
+    if names and not all(name.isdecimal() for name in names):
+        if len(names) != count:
+            raise ValueError(f"{file}: {len(names)} names for {count} classes")
+        return names
+    if root.name == "human_seg" and count == len(LABELS):
+        return LABELS
+    return tuple(str(i + 1) for i in range(count))
+
+
 def _extract(path: Path, folder: Path) -> None:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: expected a folder or a zip file")
@@ -107,6 +163,10 @@ def _extract(path: Path, folder: Path) -> None:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{path}: {name!r} would be written outside the folder it is extracted to")
         archive.extractall(folder)
+
+
+def _with_progress(files: list[Any]) -> Iterable[Any]:
+    return tqdm(files, "reading meshes", unit="mesh", leave=False, disable=None)
 
 
 def _meshes(folder: Path) -> list[Path]:

@@ -1,0 +1,142 @@
+"""What labelled data sets have in common, and parts of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from torch_geometric.data import Data
+
+Labelled = Literal["face", "vertex", "edge", "whole"]
+"""What labels are for; ``"whole"``: one label for each sample."""
+
+IGNORED = -1
+"""The label of what is not labelled: it counts neither in the loss nor in the metrics."""
+
+
+class LabelledSamples(Protocol):
+    """A labelled data set: samples with ``pos``, ``face`` if they are meshes, ``y`` and mostly ``name``."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def labelled(self) -> Labelled:
+        """What ``y`` labels."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class LabelledSubset(Subset[Data]):
+    """Some samples of a labelled data set, with its classes."""
+
+    def __init__(self, samples: LabelledSamples, indices: Sequence[int]) -> None:
+        super().__init__(samples, indices)  # type: ignore[arg-type]
+        self.names = samples.names
+        self.labelled = samples.labelled
+
+
+def hold_out(samples: LabelledSamples, spec: str, seed: int = 0) -> tuple[LabelledSubset, LabelledSubset]:
+    """Hold some samples out of training, to validate on.
+
+    Args:
+        samples: A labelled data set.
+        spec: A share with a decimal point, such as ``"0.2"``, drawn at random; or, separated by commas, how the names
+            of the samples to hold out begin.
+        seed: Of the draw.
+
+    Returns:
+        What is left to train on, and what is held out, in the order they had.
+
+    Raises:
+        ValueError: If nothing or everything would be held out, a prefix fits no sample, or samples have no names.
+    """
+    count = len(samples)
+    if re.fullmatch(r"\d*\.\d+", spec):
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: round(float(spec) * count)]
+        held = set(chosen.tolist())
+    else:
+        held = _begin_with(samples, spec)
+    if not 0 < len(held) < count:
+        raise ValueError(f"hold-out {spec!r}: holds out {len(held)} of {count} samples")
+    return (
+        LabelledSubset(samples, [i for i in range(count) if i not in held]),
+        LabelledSubset(samples, sorted(held)),
+    )
+
+
+def _begin_with(samples: LabelledSamples, spec: str) -> set[int]:
+    """The samples whose names begin with one of the prefixes."""
+    prefixes = [prefix.strip() for prefix in spec.split(",")]
+    if not all(prefixes):
+        raise ValueError(f"hold-out {spec!r}: expected a share such as 0.2, or beginnings of names between commas")
+    names = []
+    for i in range(len(samples)):
+        name = samples[i].get("name")
+        if name is None:
+            raise ValueError(
+                f"hold-out {spec!r}: samples are chosen by name, and these have none; give a share such as 0.2"
+            )
+        names.append(str(name))
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"hold-out {spec!r}: no name begins with {prefix!r}; the first names are {names[:3]}")
+    return {i for i, name in enumerate(names) if name.startswith(tuple(prefixes))}
+
+
+def class_weights(samples: LabelledSamples | Sequence[Any], num_classes: int) -> Tensor:
+    """Weights that let rare classes count as much as frequent ones: ``[K]`` float32, for ``F.cross_entropy``.
+
+    With ``n_k`` labels of class ``k``, ``w_k = c / n_k``, and ``c`` such that the weights of the classes that occur
+    have mean 1. A class that does not occur has weight 1. Labels `IGNORED` are not counted.
+
+    Args:
+        samples: Samples with labels ``y``.
+        num_classes: Number of classes ``K``.
+
+    Raises:
+        ValueError: If a sample has no labels or one out of range, or if no class occurs.
+    """
+    count = torch.zeros(num_classes, dtype=torch.float64)
+    for i in range(len(samples)):
+        y = samples[i].y
+        if y is None:
+            raise ValueError(f"sample {i} has no labels y")
+        y = y[y != IGNORED]
+        if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+            wrong = int(y.min()) if int(y.min()) < 0 else int(y.max())
+            raise ValueError(f"sample {i} has label {wrong}; expected 0 to {num_classes - 1}, or {IGNORED} (ignored)")
+        count += torch.bincount(y.cpu(), minlength=num_classes)
+    occurs = count > 0
+    if not occurs.any():
+        raise ValueError(f"no class occurs: {len(samples)} samples have no label but {IGNORED}, ignored")
+    inverse = 1 / count[occurs]
+    weight = torch.ones(num_classes, dtype=torch.float64)
+    weight[occurs] = inverse / inverse.mean()
+    return weight.float()
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Names of classes from a text file, one a line.
+
+    Raises:
+        ValueError: If it has fewer than two, a line is empty, or a name is there twice.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a text file in UTF-8") from error
+    if len(lines) < 2:
+        raise ValueError(f"{file}: expected the names of at least 2 classes, one a line; found {len(lines)}")
+    for number, name in enumerate(lines, 1):
+        if not name or name in lines[: number - 1]:
+            raise ValueError(f"{file}:{number}: " + (f"{name!r} is there twice" if name else "an empty line"))
+    return tuple(lines)
