@@ -55,6 +55,7 @@ MISSING = {
     "geoattn.geometry.cached(geoattn.geometry.face_areas, mesh.pos, mesh.face)": "pip install safetensors",
     "geoattn.data.Bodies(1)[0]": "pip install safetensors",
     "__import__('geoattn.models.segmentation')": "is not installed; install it with: pip install ",
+    "geoattn.metrics": "torchmetrics is not installed; install it with: pip install torchmetrics",
     "__import__('geoattn.viz').viz.page(mesh, 'page.html')": "pip install 'geoattn[viz]'",
 }
 READERS = f"""
@@ -125,7 +126,7 @@ assert not heavy, heavy
 assert not new & refused, new & refused
 assert set(geoattn.__all__) <= set(dir(geoattn))
 for name in geoattn.__all__:
-    if name != "models":
+    if name not in ("metrics", "models"):
         getattr(geoattn, name)
 """
     run(code, tmp_path)

@@ -1,94 +1,81 @@
-"""How well parts were found, exactly as the benchmarks count it. Each metric is updated mesh by mesh."""
+"""MeshCNN's accuracy of labels on edges."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from geoattn._optional import require
 from geoattn.geometry import edges, face_areas
 
-
-class Accuracy:
-    """Share of right labels, all meshes pooled: "hard face accuracy" where the labels are faces'.
-
-    As DiffusionNet (Sharp et al. 2022) and PD-MeshNet (Milano et al. 2020) count it; faces are not weighted by area.
-    """
-
-    def __init__(self) -> None:
-        self.right = 0
-        self.count = 0
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count one mesh: predicted and true labels ``[M]``."""
-        _check_labels(prediction, target)
-        self.right += int((prediction == target).sum())
-        self.count += target.numel()
-
-    def compute(self) -> float:
-        """The value so far, in [0, 1]; NaN before any update."""
-        return self.right / self.count if self.count else float("nan")
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+else:
+    Metric = require("torchmetrics").Metric
 
 
-class MeanIoU:
-    """Intersection over union of each class, all meshes pooled, averaged over the classes that occur.
-
-    A class occurs if it is predicted or true anywhere.
-
-    Args:
-        num_classes: Number of classes ``K``.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.intersection = torch.zeros(num_classes, dtype=torch.int64)
-        self.union = torch.zeros(num_classes, dtype=torch.int64)
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count one mesh: predicted and true labels ``[M]``."""
-        _check_labels(prediction, target)
-        right, predicted, true = (
-            torch.bincount(labels, minlength=len(self.union)).cpu()
-            for labels in (target[prediction == target], prediction, target)
-        )
-        self.intersection += right
-        self.union += predicted + true - right
-
-    def compute(self) -> float:
-        """The value so far, in [0, 1]; NaN before any update."""
-        occurs = self.union > 0
-        return float((self.intersection[occurs] / self.union[occurs]).mean())
-
-
-class SoftEdgeAccuracy:
+class SoftEdgeAccuracy(Metric):
     """MeshCNN's segmentation accuracy (Hanocka et al. 2019): generous at the borders of parts.
 
     An edge counts as right if the predicted label is one of its admissible ones. It is weighted by its area, a third of
-    that of each of its faces, over the mesh's; the sums are averaged over meshes.
+    that of each of its faces, over the mesh's; the sums are averaged over meshes. An edge without an admissible label
+    is not counted, nor a mesh in which the area of the others is 0.
     """
 
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.meshes = 0
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
 
-    def update(self, prediction: Tensor, edge_soft: Tensor, pos: Tensor, face: Tensor) -> None:
-        """Count one mesh.
+    total: Tensor
+    meshes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("meshes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, edge_soft: Tensor, pos: Tensor, face: Tensor, batch: Tensor | None = None) -> None:
+        """Count one mesh, or a batch of meshes.
 
         Args:
-            prediction: Predicted label of each edge ``[E]``, edges numbered as in `geoattn.geometry.edges`.
+            preds: Predicted label of each edge ``[E]``, edges numbered as in `geoattn.geometry.edges`.
             edge_soft: Weight of each label on each edge ``[E, K]``; labels with a weight above 0 are admissible.
             pos: ``[V, 3]``.
             face: ``[3, F]``.
-        """
-        if prediction.numel() != edge_soft.size(0):
-            raise ValueError(f"expected one label for each of {edge_soft.size(0)} edges, got {prediction.numel()}")
-        right = edge_soft.gather(1, prediction.unsqueeze(1)).squeeze(1) > 0
-        area = face_areas(pos.double(), face)
-        share = area.new_zeros(len(right)).index_add(0, edges(face).face_edge.flatten(), (area / 3).repeat(3))
-        self.total += float(share[right].sum() / share.sum())
-        self.meshes += 1
+            batch: The mesh of each vertex ``[V]``; all in one if not given.
 
-    def compute(self) -> float:
-        """The value so far, in [0, 1]; NaN before any update."""
-        return self.total / self.meshes if self.meshes else float("nan")
+        Raises:
+            ValueError: If there is not one label and one row of weights for each edge, or a label is no class.
+        """
+        topology = edges(face)
+        count = topology.edge.size(1)
+        if preds.shape != (count,) or edge_soft.dim() != 2 or edge_soft.size(0) != count:
+            raise ValueError(
+                f"expected predicted labels [{count}] and edge_soft [{count}, K], for as many edges as the mesh has; "
+                f"got {list(preds.shape)} and {list(edge_soft.shape)}"
+            )
+        wrong = preds[(preds < 0) | (preds >= edge_soft.size(1))]
+        if wrong.numel():
+            raise ValueError(f"predicted label {int(wrong[0])} is none of the {edge_soft.size(1)} classes of edge_soft")
+        admissible = edge_soft > 0
+        right = admissible.gather(1, preds.unsqueeze(1)).squeeze(1)
+        third = face_areas(pos.double(), face) / 3
+        area = third.new_zeros(count).index_add(0, topology.face_edge.flatten(), third.repeat(3))
+        area = area * admissible.any(1)
+        mesh = torch.zeros_like(preds) if batch is None else batch[topology.edge[0]]
+        size = int(mesh.max()) + 1 if count else 0
+        whole = area.new_zeros(size).index_add(0, mesh, area)
+        found = area.new_zeros(size).index_add(0, mesh, area * right)
+        self.total += (found / whole)[whole > 0].sum()
+        self.meshes += (whole > 0).sum()
+
+    def compute(self) -> Tensor:
+        """The value so far, in [0, 1], float64; NaN if nothing was counted."""
+        return self.total / self.meshes
 
 
 def edge_labels(probability: Tensor, face: Tensor) -> Tensor:
@@ -104,8 +91,3 @@ def edge_labels(probability: Tensor, face: Tensor) -> Tensor:
     topology = edges(face)
     summed = probability.new_zeros(topology.edge.size(1), probability.size(1))
     return summed.index_add(0, topology.face_edge.flatten(), probability.repeat(3, 1)).argmax(1)
-
-
-def _check_labels(prediction: Tensor, target: Tensor) -> None:
-    if prediction.shape != target.shape:
-        raise ValueError(f"expected as many labels as {tuple(target.shape)}, got {tuple(prediction.shape)}")

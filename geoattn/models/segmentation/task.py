@@ -100,21 +100,23 @@ def evaluate(model: SurfaceTransformer, meshes: Samples) -> dict[str, float]:
     """
     config = model.config
     transform = MeshElements(config.element, config.labelled)
-    right, iou, soft = Accuracy(), MeanIoU(len(config.names)), SoftEdgeAccuracy()
+    right, iou, soft = Accuracy(len(config.names)), MeanIoU(len(config.names)), SoftEdgeAccuracy()
     device = next(model.parameters()).device
     model.eval()
     for i in tqdm(range(len(meshes)), "evaluating", unit="mesh"):
         mesh = meshes[i]
         logits = model(transform(Data(pos=mesh.pos, face=mesh.face)).to(device)).to(mesh.face.device)
         prediction = logits.argmax(-1)
+        for metric in (right, iou, soft):
+            metric.to(mesh.face.device)
         right.update(prediction, mesh.y)
         iou.update(prediction, mesh.y)
         if "edge_soft" in mesh and config.labelled != "vertex":
             on_edges = prediction if config.labelled == "edge" else edge_labels(logits.softmax(-1), mesh.face)
             soft.update(on_edges, mesh.edge_soft, mesh.pos, mesh.face)
-    found = {"accuracy": right.compute()}
+    found = {"accuracy": float(right.compute())}
     if not config.whole:
-        found["mean_iou"] = iou.compute()
+        found["mean_iou"] = float(iou.compute())
     if soft.meshes:
-        found["soft_edge_accuracy"] = soft.compute()
+        found["soft_edge_accuracy"] = float(soft.compute())
     return found
