@@ -228,15 +228,13 @@ GEOMETRY = {
     ],
     "wigner_d": lambda pos, face: geometry.wigner_d(torch.linalg.qr(pos[:3])[0].unsqueeze(0), 2),
     "curves": lambda pos, face: [curve(pos) for curve in (geometry.curves.z_order, geometry.curves.hilbert)],
-    "cached": lambda pos, face: geometry.cached(geometry.face_areas, pos, face),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
-def test_geometry(name, monkeypatch, tmp_path):
-    monkeypatch.setenv("GEOATTN_CACHE", str(tmp_path))
+def test_geometry(name):
     mesh = body()
-    assert_same_on_both(GEOMETRY[name], mesh.pos.double(), mesh.face, results_on_device=name != "cached")
+    assert_same_on_both(GEOMETRY[name], mesh.pos.double(), mesh.face)
 
 
 LAYERS = {

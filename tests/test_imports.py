@@ -52,7 +52,6 @@ MISSING = {
     "geoattn.geometry.simplify(mesh.pos, mesh.face, 1)": "pip install fast-simplification",
     "geoattn.geometry.eigenbasis(mesh.pos, mesh.face, 2, robust=True)": "pip install robust-laplacian",
     "geoattn.geometry.geodesic_distance(mesh.pos, mesh.face, mesh.face[0])": "pip install potpourri3d",
-    "geoattn.geometry.cached(geoattn.geometry.face_areas, mesh.pos, mesh.face)": "pip install safetensors",
     "geoattn.data.Bodies(1)[0]": "pip install safetensors",
     "__import__('geoattn.models.segmentation')": "is not installed; install it with: pip install ",
     "geoattn.metrics": "torchmetrics is not installed; install it with: pip install torchmetrics",

@@ -22,6 +22,7 @@ from geoattn.geometry import (
     vertex_normals,
 )
 from geoattn.geometry.descriptors import HEAT_TIMES, RADII
+from geoattn.geometry.threads import one_thread
 from geoattn.patterns import Neighbors
 
 Element = Literal["vertex", "face", "edge"]
@@ -71,6 +72,7 @@ class MeshElements(BaseTransform):
         self.hops = hops
         self.eigenpairs = eigenpairs
 
+    @one_thread()
     def forward(self, data: Data) -> Data:
         """Apply to one mesh."""
         if data.pos is None or data.face is None or data.face.numel() == 0:

@@ -1,6 +1,6 @@
 """Meshes, spheres, bodies: mathematics without learning."""
 
-from geoattn.geometry.cache import cache_dir, cached, clear_cache
+from geoattn.geometry.cache import cache_dir, clear_cache
 from geoattn.geometry.descriptors import heat_descriptors, moment_descriptors
 from geoattn.geometry.geodesic import geodesic_distance
 from geoattn.geometry.mesh import (
@@ -41,7 +41,6 @@ __all__ = [
     "biharmonic_embedding",
     "boundary_edges",
     "cache_dir",
-    "cached",
     "check_mesh",
     "clear_cache",
     "connected_components",

@@ -1,23 +1,28 @@
-"""Results of slow functions kept on disk, found again by the content of the arguments."""
+"""Results of slow computations kept on disk, found again by the content of what they were made from."""
 
+from __future__ import annotations
+
+import dataclasses
+import functools
 import hashlib
+import inspect
+import json
 import os
 import tempfile
+import types
 import warnings
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from geoattn._optional import require
 
-# Part of every key: raise it when a cached function changes what it returns for the same arguments.
-_VERSION = 1
-
-Result = TypeVar("Result", bound=Tensor | tuple[Tensor, ...])
+Value: TypeAlias = Tensor | str | int | float | bool | None
+# The entry of a file that has the values that are not tensors, as JSON.
+_OTHERS = "json"
 
 
 def cache_dir() -> Path:
@@ -41,62 +46,70 @@ def clear_cache() -> int:
     return count
 
 
-def cached(function: Callable[..., Result], *args: object, **kwargs: object) -> Result:
-    """``function(*args, **kwargs)``, computed once and read from disk from then on.
+def cached(key: str, compute: Callable[[], Mapping[str, Value]]) -> dict[str, Value]:
+    """``compute()``, computed once and read from disk from then on.
 
-    The key is the SHA-256 of the function's full name and of all arguments: for tensors their dtype, shape
-    and values. Any number of processes may share the folder. A file that cannot be read is computed again and
-    replaced; a folder that cannot be written costs one warning, not the result::
-
-        eigenvalues, eigenvectors = cached(eigenbasis, pos, face, 64)
+    Any number of processes may share the folder. A file that cannot be read is computed again and replaced; a folder
+    that cannot be written costs one warning, not the result.
 
     Args:
-        function: A function defined at the top of a module, whose result depends on its arguments only: a
-            tensor or a tuple of tensors.
-        *args: Its arguments: tensors, numbers, strings, booleans, None, and tuples or lists of these.
-        **kwargs: Its arguments by name.
+        key: A :func:`fingerprint` of all that the result depends on.
+        compute: Gives tensors, strings, numbers and None by name.
 
     Returns:
-        The function's result on the CPU, without gradient, the same bits whether computed or read.
+        The result, its tensors on the CPU and without gradient; the same bits whether computed or read.
 
     Raises:
-        TypeError: If an argument is of another type, or the function is a lambda or local to another.
+        TypeError: If the result holds anything else.
     """
-    safetensors = require("safetensors.torch")
-    path = cache_dir() / f"{_key(function, args, kwargs)}.safetensors"
+    path = cache_dir() / f"{key}.safetensors"
     try:
-        return cast(Result, _unpack(safetensors.load_file(path)))
-    except (require("safetensors").SafetensorError, OSError, KeyError):
-        pass
-    tensors = _pack(function(*args, **kwargs))
+        return _unpack(path.read_bytes())
+    except (require("safetensors").SafetensorError, OSError, KeyError, ValueError):
+        content = _pack(compute())
     try:
-        _write(path, safetensors.save(tensors))
+        _write(path, content)
     except OSError as error:
         _warn_once(f"cannot keep results in {path.parent} ({error.strerror}); set GEOATTN_CACHE elsewhere")
-    return cast(Result, _unpack(tensors))
+    return _unpack(content)
 
 
-def _pack(result: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
-    named = {"single": result} if isinstance(result, Tensor) else {str(i): t for i, t in enumerate(result)}
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+def fingerprint(*values: object) -> str:
+    """SHA-256 of the values, of this package's source and of the source of the functions among them.
 
+    Args:
+        *values: Tensors (their dtype, shape and content count), numbers, strings, None; tuples, lists and dicts of
+            these; frozen dataclasses; functions and classes defined at the top of a module, and methods of frozen
+            dataclasses.
 
-def _unpack(tensors: dict[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
-    if "single" in tensors:
-        return tensors["single"]
-    return tuple(tensors[str(i)] for i in range(len(tensors)))
-
-
-def _key(function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> str:
-    name = f"{function.__module__}.{function.__qualname__}"
-    if "<" in name:
-        raise TypeError(f"cached() needs a function defined at the top of a module, got {name}")
-    digest = hashlib.sha256()
-    _update(digest, (_VERSION, name, args, tuple(sorted(kwargs.items()))))
+    Raises:
+        TypeError: If a value is of another type.
+    """
+    digest = hashlib.sha256(_package_source())
+    _update(digest, values)
     return digest.hexdigest()
 
 
-def _update(digest: "hashlib._Hash", value: object) -> None:
+@functools.lru_cache
+def _package_source() -> bytes:
+    """A digest of all Python files of the package, so that a change in any of them outdates what is kept."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+@functools.lru_cache
+def _source(defined: type | types.FunctionType) -> bytes:
+    """The file in which a function or class is defined."""
+    name = f"{defined.__module__}.{defined.__qualname__}"
+    file = inspect.getsourcefile(defined)
+    if "<" in name or file is None:
+        raise TypeError(f"nothing says when {name} changes; it must be defined at the top of a module")
+    return name.encode() + hashlib.sha256(Path(file).read_bytes()).digest()
+
+
+def _update(digest: hashlib._Hash, value: object) -> None:
     """Feed a value so that different values, also of different type or nesting, feed different bytes."""
     if isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
@@ -105,11 +118,44 @@ def _update(digest: "hashlib._Hash", value: object) -> None:
         digest.update(f"{type(value).__name__} {len(value)}:".encode())
         for item in value:
             _update(digest, item)
+    elif isinstance(value, dict):
+        digest.update(f"dict {len(value)}:".encode())
+        for item in value.items():
+            _update(digest, item)
     elif value is None or isinstance(value, (bool, int, float, str)):
         text = repr(value)
         digest.update(f"{type(value).__name__} {len(text)}:{text}".encode())
+    elif isinstance(value, (type, types.FunctionType)):
+        digest.update(b"source:" + _source(value))
+    elif isinstance(value, types.MethodType):
+        _update(digest, (value.__name__, value.__self__))
+    elif dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:  # type: ignore[union-attr]
+        _update(digest, (type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}))
     else:
-        raise TypeError(f"cached() takes tensors, numbers, strings, None, tuples of these; got {type(value)}")
+        raise TypeError(f"nothing says when a {type(value).__qualname__} changes; see geoattn.geometry.fingerprint")
+
+
+def _pack(result: Mapping[str, Value]) -> bytes:
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, Value] = {}
+    for name, value in result.items():
+        if isinstance(value, Tensor) and not value.is_sparse:
+            tensors[f"tensor.{name}"] = value.detach().cpu().contiguous().clone()
+        elif value is None or isinstance(value, (str, int, float)):
+            others[name] = value
+        else:
+            raise TypeError(f"{name!r} is a {type(value).__qualname__}; only tensors, strings and numbers can be kept")
+    # The order of the names, which neither of the two parts keeps.
+    text = json.dumps({"names": list(result), "values": others})
+    tensors[_OTHERS] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    return bytes(require("safetensors.torch").save(tensors))
+
+
+def _unpack(content: bytes) -> dict[str, Value]:
+    tensors = require("safetensors.torch").load(content)
+    stored = json.loads(tensors.pop(_OTHERS).numpy().tobytes())
+    found = stored["values"] | {name.removeprefix("tensor."): tensor for name, tensor in tensors.items()}
+    return {name: found[name] for name in stored["names"]}
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -125,6 +171,6 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-@lru_cache
+@functools.lru_cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=3)

@@ -25,8 +25,6 @@ def geodesic_distance(pos: Tensor, face: Tensor, source: Tensor, method: Literal
     the edges. ``"edge"`` is the exact length of the shortest path along edges (Dijkstra), which is never
     below the true distance and stays above it however fine the mesh.
 
-    Slow on large meshes: ``cached(geodesic_distance, pos, face, source)`` keeps the result on disk.
-
     Args:
         pos: [V, 3] positions.
         face: [3, F] vertex indices.

@@ -7,7 +7,6 @@ faces that repeat a vertex) have an empty row in the Laplacian and zeros in ever
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from geoattn._optional import require
 from geoattn.geometry.mesh import check_mesh, nonmanifold_edges
+from geoattn.geometry.threads import one_thread
 
 if TYPE_CHECKING:
     import numpy as np
     from scipy import sparse
-    from threadpoolctl import ThreadpoolController
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -165,8 +164,6 @@ def _distinct_point_laplacian(points: Array) -> tuple[sparse.csr_matrix, Array] 
 def eigenbasis(pos: Tensor, face: Tensor | None, k: int, robust: bool | None = None) -> tuple[Tensor, Tensor]:
     """The ``k`` smoothest eigenfunctions of the Laplacian of a surface.
 
-    Slow on large meshes: ``cached(eigenbasis, pos, face, k)`` keeps the result on disk.
-
     Args:
         pos: [V, 3] positions.
         face: [3, F] vertex indices, or None for a point cloud.
@@ -225,9 +222,7 @@ def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tens
         vectors[member, column] = 1 / math.sqrt(weight[member].sum())
     wanted = max(k - count, 0)
     found: list[tuple[float, Array, Array]] = []
-    # The vectors are too short for BLAS to gain from threads, and its idle ones spin against torch's: 2 to 5 times
-    # slower, measured on 2 cores.
-    with _thread_pools().limit(limits=1, user_api="blas"):
+    with one_thread():  # the vectors are short
         for member in members if wanted else []:
             values, functions = _component_modes(L[member][:, member], weight[member], wanted)
             found += [(value, member, function) for value, function in zip(values, functions.T, strict=True)]
@@ -237,13 +232,6 @@ def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tens
     values = np.zeros(k)
     values[k - len(found) :] = [value for value, _, _ in found]
     return torch.from_numpy(values).to(mass.device), torch.from_numpy(vectors).to(mass.device)
-
-
-@lru_cache
-def _thread_pools() -> ThreadpoolController:
-    from scipy import linalg  # noqa: F401  (brings its own BLAS, which must be loaded to be found)
-
-    return require("threadpoolctl").ThreadpoolController()  # looks through all loaded libraries, so once is enough
 
 
 def _component_modes(L: sparse.csr_matrix, mass: Array, k: int) -> tuple[Array, Array]:

@@ -8,9 +8,14 @@ import numpy as np
 import torch
 
 
-def seed_all(seed: int, epoch: int, process: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators as a function of all three numbers."""
-    mixed = int(np.random.SeedSequence([seed, epoch, process]).generate_state(1)[0])
+def mixed_seed(*numbers: int) -> int:
+    """A seed that follows from all the numbers; zeros at their end do not count."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators as a function of all the numbers."""
+    mixed = mixed_seed(*numbers)
     random.seed(mixed)
     np.random.seed(mixed)  # noqa: NPY002  # datasets and augmentations use the global generator
     torch.manual_seed(mixed)

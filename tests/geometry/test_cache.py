@@ -1,23 +1,24 @@
+import functools
 import os
 import threading
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from geoattn.geometry import cache, cache_dir, cached, clear_cache
+from geoattn.geometry import cache, cache_dir, clear_cache
+from geoattn.geometry.cache import cached, fingerprint
 
 calls = []
 
 
-def double(x, factor=2.0, name=None):
-    calls.append(name)
-    return x * factor
+def double(x):
+    def compute():
+        calls.append(x)
+        return {"x": 2 * x, "name": "ü", "count": 3, "scale": 0.1, "whole": True, "nothing": None, "json": x.t()}
 
-
-def split(x, at):
-    calls.append(at)
-    return x[:at], x[at:].t()
+    return compute
 
 
 @pytest.fixture(autouse=True)
@@ -28,60 +29,109 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_second_call_reads_the_same_bits(folder):
-    x = torch.randn(5, 4, dtype=torch.float64)
-    first, second = cached(split, x, 2), cached(split, x, 2)
-    assert len(calls) == 1
-    assert isinstance(second, tuple)
-    for a, b, c in zip(first, second, split(x, 2), strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(a, c)
-        assert a.dtype == b.dtype == torch.float64
-    assert torch.equal(cached(double, x), x * 2)
-    assert torch.equal(cached(double, x), x * 2)
-    assert len(calls) == 3
-    assert len(list(folder.iterdir())) == 2
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
-def test_every_dtype_and_shape(dtype):
-    for shape in ((), (0,), (2, 3)):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_what_is_read_is_what_was_computed(dtype):
+    for i, shape in enumerate([(), (0,), (2, 3)]):
         x = torch.ones(shape).to(dtype)
-        assert torch.equal(cached(double, x, 1), cached(double, x, 1))
+        expected = double(x)()
+        for found in (cached(f"{dtype}{i}", double(x)) for _ in range(2)):
+            assert list(found) == list(expected)
+            for name, value in expected.items():
+                if isinstance(value, torch.Tensor):
+                    assert torch.equal(found[name], value)
+                    assert found[name].dtype == value.dtype
+                else:
+                    assert found[name] == value
+                    assert type(found[name]) is type(value)
+    assert len(calls) == 6  # one of each two by this test
 
 
-def test_each_argument_is_part_of_the_key():
+@dataclass(frozen=True)
+class Options:
+    size: float
+    names: tuple[str, ...] = ()
+
+    def method(self):
+        pass
+
+    def other(self):
+        pass
+
+
+@dataclass(frozen=True)
+class OtherOptions:
+    size: float
+    names: tuple[str, ...] = ()
+
+
+def test_different_content_has_different_fingerprints():
     x = torch.arange(6.0)
-    variants = [
-        ((x,), {}),
-        ((x + 1,), {}),
-        ((x.double(),), {}),
-        ((x.view(2, 3),), {}),
-        ((x.view(3, 2),), {}),
-        ((x, 3.0), {}),
-        ((x, 3), {}),
-        ((x,), {"factor": 3.0}),
-        ((x,), {"name": "3"}),
-        ((x,), {"name": ("a", "bc")}),
-        ((x,), {"name": ("ab", "c")}),
-        ((x,), {"name": (("a",), "bc")}),
+    different = [
+        (),
+        (x,),
+        (x + 1,),
+        (x.double(),),
+        (x.view(2, 3),),
+        (x.view(3, 2),),
+        (x, x),
+        ((x, x),),
+        (3,),
+        (3.0,),
+        ("3",),
+        (True,),
+        (None,),
+        (("a", "bc"),),
+        (("ab", "c"),),
+        ((("a",), "bc"),),
+        (["a", "bc"],),
+        ({"a": "bc"},),
+        ({"a": x},),
+        (Options(3),),
+        (Options(3.0),),
+        (Options(3, ("a",)),),
+        (OtherOptions(3),),
+        (Options(3).method,),
+        (Options(4).method,),
+        (Options(3).other,),
+        (Options,),
+        (test_folder,),
+        (double,),
     ]
-    for args, kwargs in variants:
-        assert torch.equal(cached(double, *args, **kwargs), double(*args, **kwargs))
-    assert len(calls) == 2 * len(variants)
-    # Equal content in another memory layout is the same key.
-    cached(double, x.view(3, 2).t().contiguous().t())
-    assert len(calls) == 2 * len(variants)
+    assert len({fingerprint(*values) for values in different}) == len(different)
+    # Equal content in another memory layout has the same one.
+    assert fingerprint(x.view(3, 2).t().contiguous().t()) == fingerprint(x.view(3, 2))
+    assert fingerprint(Options(3, ("a",)).method) == fingerprint(Options(3, ("a",)).method)
+
+
+@dataclass
+class Changing:
+    size: int
+
+    def method(self):
+        pass
+
+
+@pytest.mark.parametrize("value", [lambda: 0, double(None), functools.partial(double, 1), Changing(3).method, object()])
+def test_what_may_change_unseen_is_refused(value):
+    with pytest.raises(TypeError, match=r"nothing says when .* changes"):
+        fingerprint(value)
+
+
+def test_what_cannot_be_kept_is_refused(folder):
+    for value in ([1], (1,), object(), torch.eye(2).to_sparse()):
+        with pytest.raises(TypeError, match=r"'x' is a .*; only tensors, strings and numbers can be kept"):
+            cached("key", lambda value=value: {"x": value})
+    assert not folder.exists()
 
 
 def test_broken_file_is_replaced(folder):
     x = torch.arange(4.0)
-    cached(double, x)
+    cached("key", double(x))
     (path,) = folder.iterdir()
     whole = path.read_bytes()
     for content in (b"", b"nonsense", whole[:-3], whole[:20]):
         path.write_bytes(content)
-        assert torch.equal(cached(double, x), 2 * x)
+        assert torch.equal(cached("key", double(x))["x"], 2 * x)
         assert path.read_bytes() == whole
     assert len(calls) == 5
 
@@ -89,11 +139,11 @@ def test_broken_file_is_replaced(folder):
 def test_unusable_folder_warns_once_and_computes(folder):
     folder.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="GEOATTN_CACHE"):
-        first = cached(double, torch.tensor([1]))
-    assert first.tolist() == [2]
+        first = cached("key", double(torch.tensor([1])))
+    assert first["x"].tolist() == [2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert cached(double, torch.tensor([3])).tolist() == [6]
+        assert cached("key", double(torch.tensor([3])))["x"].tolist() == [6]
 
 
 def test_failed_write_leaves_nothing(folder, monkeypatch):
@@ -102,27 +152,27 @@ def test_failed_write_leaves_nothing(folder, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.warns(UserWarning, match="No space left"):
-        cached(double, torch.ones(3))
+        cached("key", double(torch.ones(3)))
     assert list(folder.iterdir()) == []
 
 
 def test_threads_share_the_folder(folder):
     x = torch.randn(1000)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(cached(double, x))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(cached("key", double(x)))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(result, 2 * x) for result in results)
+    assert all(torch.equal(result["x"], 2 * x) for result in results)
     assert len(results) == 8
     assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
 
 
 def test_clear_deletes_only_the_cache(folder):
     assert clear_cache() == 0
-    cached(double, torch.ones(1))
-    cached(double, torch.ones(2))
+    cached("key", double(torch.ones(1)))
+    cached("other", double(torch.ones(2)))
     (folder / "notes.txt").write_text("mine")
     assert clear_cache() == 2
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
@@ -135,10 +185,3 @@ def test_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "geoattn"
-
-
-def test_what_has_no_key_is_refused():
-    with pytest.raises(TypeError, match="top of a module"):
-        cached(lambda x: x, torch.ones(1))
-    with pytest.raises(TypeError, match="got"):
-        cached(double, torch.ones(1), name=object())

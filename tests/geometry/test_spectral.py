@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from geoattn.geometry import (
     biharmonic_embedding,
-    cached,
     eigenbasis,
     eigendecomposition,
     face_areas,
@@ -275,14 +274,3 @@ def test_biharmonic_embedding_gives_the_biharmonic_distance():
     torch.testing.assert_close(torch.cdist(embedding, embedding) ** 2, torch.tensor(exact), atol=1e-8, rtol=1e-6)
     assert (embedding[:, -1] == 0).all()
     assert biharmonic_embedding(*eigenbasis(pos, face, 10), 4).shape == (len(pos), 4)
-
-
-def test_cached(tmp_path, monkeypatch):
-    monkeypatch.setenv("GEOATTN_CACHE", str(tmp_path))
-    pos, face = blob()
-    first, second = cached(eigenbasis, pos, face, 10), cached(eigenbasis, pos, face, 10)
-    assert len(list(tmp_path.iterdir())) == 1
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
-    cached(eigenbasis, pos, None, 10)
-    assert len(list(tmp_path.iterdir())) == 2

@@ -12,7 +12,6 @@ from geoattn.data import Bodies, MeshElements, RandomDeform
 from geoattn.data.transforms import ELEMENTS
 from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig, evaluate, segment, train
 from geoattn.models.segmentation.segment import HUMAN
-from geoattn.models.segmentation.task import Prepared
 from geoattn.train import TrainConfig
 
 SMALL = {"channels": 16, "heads": 2, "blocks": 2, "latents": 4}
@@ -169,16 +168,6 @@ def test_training_learns_parts_it_has_not_seen(tmp_path):
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     again = SurfaceTransformer.from_pretrained(result.checkpoint)
     assert torch.equal(logits(again.eval(), meshes[0]), logits(model.eval(), meshes[0]))
-
-
-def test_copies_take_turns():
-    prepared = Prepared([mesh(0), mesh(1)], MeshElements(), copies=2)
-    first = [prepared[i].x for i in range(2)]
-    prepared.set_epoch(1)
-    second = [prepared[i].x for i in range(2)]
-    prepared.set_epoch(2)
-    assert all(torch.equal(prepared[i].x, first[i]) for i in range(2))
-    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_the_checkpoint_in_the_package_finds_parts_of_bodies():

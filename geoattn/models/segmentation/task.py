@@ -13,44 +13,7 @@ from tqdm import tqdm
 from geoattn.data.transforms import MeshElements, RandomDeform
 from geoattn.metrics import Accuracy, MeanIoU, SoftEdgeAccuracy, edge_labels
 from geoattn.models.segmentation.surface_transformer import SurfaceTransformer
-from geoattn.train import Samples, TrainConfig, TrainResult, fit
-
-
-class Prepared:
-    """Samples turned into elements once, each in several random deformations that take turns over the epochs.
-
-    Args:
-        meshes: Labelled meshes.
-        transform: Makes the elements.
-        copies: How many of each: the mesh itself and ``copies - 1`` of `geoattn.data.RandomDeform`.
-        seed: Of the deformations.
-        title: Shown at the progress bar.
-    """
-
-    def __init__(
-        self, meshes: Samples, transform: MeshElements, copies: int = 1, seed: int = 0, title: str = "preparing"
-    ) -> None:
-        deform = RandomDeform(torch.Generator().manual_seed(seed))
-        self.copies = copies
-        self.epoch = 0
-        self.samples: list[list[Data]] = []
-        with tqdm(total=len(meshes) * copies, desc=title, unit="mesh") as bar:
-            for i in range(len(meshes)):
-                mesh = Data(pos=meshes[i].pos, face=meshes[i].face, y=meshes[i].y)
-                self.samples.append([])
-                for copy in range(copies):
-                    self.samples[-1].append(transform(mesh if copy == 0 else deform(mesh)))
-                    bar.update()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the copies of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Data:
-        return self.samples[index][(self.epoch + index) % self.copies]
+from geoattn.train import Prepared, Samples, TrainConfig, TrainResult, fit
 
 
 def loss(model: nn.Module, batch: Data) -> Tensor:
@@ -85,8 +48,13 @@ def train(
         resume: Go on where a run in ``folder`` was stopped.
     """
     transform = MeshElements(model.config.element, model.config.labelled)
-    train_set = Prepared(meshes, transform, copies, config.seed, "preparing training meshes")
-    valid_set = None if valid_meshes is None else Prepared(valid_meshes, transform, title="preparing validation meshes")
+
+    def prepare(mesh: Data, generator: torch.Generator | None) -> Data:
+        mesh = Data(pos=mesh.pos, face=mesh.face, y=mesh.y)
+        return transform(mesh if generator is None else RandomDeform(generator)(mesh))
+
+    train_set = Prepared(meshes, prepare, copies, config.seed, title="preparing training meshes")
+    valid_set = None if valid_meshes is None else Prepared(valid_meshes, prepare, title="preparing validation meshes")
     return fit(model, train_set, loss, folder, config, valid_set=valid_set, metric=accuracy, resume=resume)
 
 
