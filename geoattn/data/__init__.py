@@ -1,6 +1,6 @@
 """Loading, saving, data sets and transforms."""
 
-from geoattn.data.datasets import Bodies, MeshCNNDataset
+from geoattn.data.datasets import Bodies, LabelledFolder, MeshCNNDataset
 from geoattn.data.io import LoadError, load, save
 from geoattn.data.labelled import IGNORED, Labelled, LabelledSamples, class_weights, hold_out
 from geoattn.data.registry import MissingSplitError, list_datasets, load_dataset
@@ -12,6 +12,7 @@ __all__ = [
     "Bodies",
     "HopFeatures",
     "Labelled",
+    "LabelledFolder",
     "LabelledSamples",
     "LoadError",
     "MeshCNNDataset",

@@ -61,6 +61,15 @@ def test_classification(tmp_path):
     assert [data[i].y.tolist() for i in range(2)] == [[0], [1]]
 
 
+def test_a_class_without_test_meshes_keeps_its_number(tmp_path):
+    for place in ("ant/train", "cat/train", "cat/test"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "T1.obj").write_text(OBJ)
+    train, test = MeshCNNDataset(tmp_path), MeshCNNDataset(tmp_path, "test")
+    assert train.names == test.names == ("ant", "cat")
+    assert (len(test), test[0].y.tolist()) == (1, [1])
+
+
 def test_only_human_seg_has_the_names_of_body_parts(parts, tmp_path):
     """Eight classes alone do not make a set one of bodies; names are those of classes.txt, unless they are numbers."""
     for file in (parts / "sseg").iterdir():

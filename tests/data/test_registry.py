@@ -5,7 +5,15 @@ import zipfile
 import pytest
 import torch
 
-from geoattn.data import Bodies, MeshCNNDataset, MissingSplitError, list_datasets, load_dataset, registry
+from geoattn.data import (
+    Bodies,
+    LabelledFolder,
+    MeshCNNDataset,
+    MissingSplitError,
+    list_datasets,
+    load_dataset,
+    registry,
+)
 
 OBJ = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0\nf 1 2 3\nf 3 2 4\n"
 
@@ -74,6 +82,14 @@ def test_meshcnn_sets_are_recognised(pets, tmp_path, pack):
         assert isinstance(data, MeshCNNDataset)
         assert data.labelled == labelled
     assert load_dataset(path, labelled="edge").labelled == "edge"
+
+
+def test_a_set_with_a_valid_split_is_not_one_of_meshcnns(pets):
+    for kind in ("cat", "dog"):
+        write(pets, {f"{kind}/valid/1.obj": OBJ})
+    data = load_dataset(pets, "valid")
+    assert isinstance(data, LabelledFolder)
+    assert (len(data), data.names) == (2, ("cat", "dog"))
 
 
 def test_some_samples_of_a_set_on_disk_are_spread_over_its_classes(pets):

@@ -1,6 +1,7 @@
 """Data sets."""
 
 from geoattn.data.datasets.bodies import Bodies
+from geoattn.data.datasets.folder import LabelledFolder
 from geoattn.data.datasets.meshcnn import MeshCNNDataset
 
-__all__ = ["Bodies", "MeshCNNDataset"]
+__all__ = ["Bodies", "LabelledFolder", "MeshCNNDataset"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from geoattn.data.labelled import Labelled, read_names
 from geoattn.data.registry import MissingSplitError, register_layout
 from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import edges
+
+AnyPath = TypeVar("AnyPath", Path, zipfile.Path, Path | zipfile.Path)
 
 
 class MeshCNNDataset(Dataset[Data]):
@@ -91,9 +93,15 @@ class MeshCNNDataset(Dataset[Data]):
                 self.names = _names(root, self._items[0].edge_soft.size(1))
                 return
         for root in roots:
-            classes = sorted(folder for folder in root.iterdir() if (folder / split).is_dir())
-            if classes:
-                classified = [(file, label) for label, folder in enumerate(classes) for file in _meshes(folder / split)]
+            # A class may have meshes in one split only; its number is the same in both.
+            classes = sorted(folder for folder in root.iterdir() if _split_folders(folder))
+            classified = [
+                (file, label)
+                for label, folder in enumerate(classes)
+                if folder / split in _split_folders(folder)
+                for file in _meshes(folder / split)
+            ]
+            if classified:
                 self._items = [
                     _classified(*pair) for pair in tqdm(classified, "reading meshes", leave=False, disable=None)
                 ]
@@ -112,6 +120,10 @@ class MeshCNNDataset(Dataset[Data]):
         return data if self.transform is None else self.transform(data)
 
 
+def _split_folders(folder: AnyPath) -> list[AnyPath]:
+    return [folder / split for split in ("train", "test") if (folder / split).is_dir()]
+
+
 def _recognises(path: Path) -> bool:
     if not (path.is_dir() or zipfile.is_zipfile(path)):
         return False
@@ -121,17 +133,14 @@ def _recognises(path: Path) -> bool:
         return [inner for inner in folder.iterdir() if inner.is_dir()]
 
     def has_meshes(folder: Path | zipfile.Path) -> bool:
-        return any(
-            file.name.endswith(".obj")
-            for split in ("train", "test")
-            if (folder / split).is_dir()
-            for file in (folder / split).iterdir()
-        )
+        return any(file.name.endswith(".obj") for split in _split_folders(folder) for file in split.iterdir())
 
-    for root in [top, *folders(top)]:
-        if ((root / "seg").is_dir() and has_meshes(root)) or sum(map(has_meshes, folders(root))) > 1:
-            return True
-    return False
+    # A set with a split for validation is not one of MeshCNN's.
+    return any(
+        ((root / "seg").is_dir() and has_meshes(root))
+        or sum(has_meshes(folder) and not (folder / "valid").is_dir() for folder in folders(root)) > 1
+        for root in [top, *folders(top)]
+    )
 
 
 @register_layout("MeshCNN's layout: train/*.obj with seg/*.eseg, or <class>/train/*.obj, also zipped", _recognises)
@@ -163,10 +172,6 @@ def _extract(path: Path, folder: Path) -> None:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{path}: {name!r} would be written outside the folder it is extracted to")
         archive.extractall(folder)
-
-
-def _with_progress(files: list[Any]) -> Iterable[Any]:
-    return tqdm(files, "reading meshes", unit="mesh", leave=False, disable=None)
 
 
 def _meshes(folder: Path) -> list[Path]:

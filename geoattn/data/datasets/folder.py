@@ -1,0 +1,219 @@
+"""A user's own data: a folder of labelled meshes or point clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torch_geometric.data import Data
+from tqdm import tqdm
+
+from geoattn.data.datasets.folder_splits import File, divide, mesh_and_cloud_files, missing
+from geoattn.data.io import LoadError, load
+from geoattn.data.labelled import IGNORED, Labelled, read_names
+from geoattn.data.registry import SPLITS, register_layout
+
+MAX_CLASSES = 1000
+"""The most classes there may be without a file of their names: a larger label is rather one that means "none"."""
+
+
+class LabelledFolder(Dataset[Data]):
+    """A folder of labelled meshes and point clouds, in any format `geoattn.load` reads; see ``docs/your_own_data.md``.
+
+    The **labels** of a file's vertices (or points) or faces are, whichever is there first,
+
+    - the lines of a text file of the same name (``chair.txt`` beside ``chair.obj``), one class a line, for each vertex
+      or for each face;
+    - the attribute ``label``, as `geoattn.save` writes it.
+
+    A class is its number, from 0, or in a text file its name; -1 (`IGNORED`) is for what has none. Files in folders,
+    of which the first has no labels, are classified by these: ``train/<class>/*.off``, or ``<class>/*.off``.
+
+    The **split** of a file is given by
+
+    - lists, ``splits/train.txt``, ``splits/valid.txt``, ``splits/test.txt``, with a relative path a line, or else
+    - the folder ``train``, ``valid`` or ``test`` that it is in, or else
+    - a hash of its path without the extension: for a fifth of the files, the test. Files keep their split when others
+      are added.
+
+    The **names** of the classes are the lines of ``classes.txt``; without that file the names of the class folders,
+    or the numbers up to the largest label, for which the files of all splits are read first.
+
+    The labels are checked when the folder is opened; meshes and clouds are read when they are asked for. Each is a
+    `Data` with ``pos`` ``[N, 3]``, ``face`` ``[3, F]`` if it is a mesh, ``color`` and ``normal`` if the file has them,
+    ``y`` ``[N]``, ``[F]`` or ``[1]`` int64, and ``name``, its path inside its split without the extension.
+
+    Args:
+        path: The folder.
+        split: ``"train"``, ``"valid"`` or ``"test"``.
+        labelled: What has labels: ``"vertex"``, ``"face"`` or ``"whole"``. Default: as found in the files.
+        transform: Applied to each sample when it is read.
+
+    Attributes:
+        names: Names of the classes.
+        labelled: What has labels.
+
+    Raises:
+        ValueError: If the folder has no files, the split is empty, or a file is in two lists.
+        MissingSplitError: If there is no such split.
+        LoadError: If a file cannot be read, or its labels are missing, too many or too few, no integers, out of range,
+            or for faces where those of another file are for vertices.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        labelled: Labelled | None = None,
+        transform: Callable[[Data], Data] | None = None,
+    ) -> None:
+        self.transform = transform
+        self.root = Path(path)
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        if not self.root.is_dir():
+            raise ValueError(f"{path}: no such folder")
+        splits = divide(self.root)
+        if not splits.get(split):
+            raise missing(self.root, split, splits)
+        self.files = splits[split]
+        every = [file for name in SPLITS for file in splits.get(name, [])]
+        listed = self.root / "classes.txt"
+        self.names: tuple[str, ...] = read_names(listed) if listed.exists() else ()
+        if labelled is None and all(file.folder for file in every) and not self._has_labels(every[0]):
+            labelled = "whole"
+        if labelled == "whole":
+            self.labelled: Labelled = "whole"
+            self._check_folders(every)
+        else:
+            self.labelled = self._check_labels(self.files if self.names else every, labelled)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Data:
+        file = self.files[index]
+        loaded = load(file.path)
+        data = Data(pos=loaded.pos, name=file.name)
+        for key in ("face", "color", "normal"):
+            if loaded.get(key) is not None:
+                data[key] = loaded[key]
+        if self.labelled == "whole":
+            data.y = torch.tensor([self.names.index(str(file.folder))])
+        else:
+            data.y = torch.from_numpy(self._labels(file, loaded, self.labelled)[0])
+        return data if self.transform is None else self.transform(data)
+
+    def _check_folders(self, every: list[File]) -> None:
+        """See that each file is in the folder of a class, and name the classes."""
+        names = self.names or tuple(sorted({file.folder for file in every if file.folder}))
+        for file in every:
+            if file.folder not in names:
+                where = f"the folder {file.folder} is not in classes.txt" if file.folder else "not in a class's folder"
+                raise ValueError(f"{file.path}: {where}")
+        if len(names) < 2:
+            raise ValueError(f"{self.root}: expected labels, or folders of 2 classes or more; found {', '.join(names)}")
+        self.names = names
+
+    def _check_labels(self, files: list[File], labelled: Labelled | None) -> Labelled:
+        """See that every file has labels for the same kind of thing, which is returned; name the classes."""
+        fits: set[Labelled] = {labelled} if labelled else {"vertex", "face"}
+        because = "as asked for" if labelled else ""
+        largest = 0
+        for file in tqdm(files, "checking labels", unit="file", leave=False, delay=1, disable=None):
+            values, on = self._labels(file, load(file.path))
+            if not fits & on:
+                raise LoadError(f"{file.path}: its labels are for each {min(on)}, not for each {min(fits)} {because}")
+            if len(fits & on) < len(fits):
+                fits, because = fits & on, f"as those of {file.path}"
+            largest = max(largest, int(values.max(initial=0)))
+        if len(fits) > 1:
+            raise ValueError(f"{self.root}: files have as many faces as vertices; say which ones the labels are for")
+        self.names = self.names or tuple(map(str, range(max(largest, 1) + 1)))
+        return fits.pop()
+
+    def _labels(self, file: File, loaded: Data, labelled: Labelled | None = None) -> tuple[NDArray[Any], set[Labelled]]:
+        """The labels of a file, checked, and what they can be for."""
+        counts: dict[Labelled, int] = {"vertex": loaded.pos.size(0)}
+        if loaded.face is not None:
+            counts["face"] = loaded.face.size(1)
+        text = self._text(file)
+        if text:
+            values = self._read_text(text)
+            on: set[Labelled] = {kind for kind, count in counts.items() if count == len(values)}
+            if not on:
+                sizes = " or ".join(f"{count} for its {_PLURAL[kind]}" for kind, count in counts.items())
+                raise LoadError(f"{text}: {len(values)} labels; {file.path.name} needs {sizes}")
+        elif loaded.get("label") is not None:
+            values, on = loaded.label.numpy(), {loaded.label_on}
+            if values.dtype.kind == "f":
+                row = int((values != np.trunc(values)).argmax())
+                raise LoadError(f"{file.path}: {loaded.label_on} {row}: label {values[row]:g} is not an integer")
+        else:
+            raise LoadError(f"{file.path}: no labels: no attribute 'label', and no {file.path.stem}.txt beside it")
+        outside = (values < IGNORED) | (values >= (len(self.names) or MAX_CLASSES))
+        if outside.any():
+            row = int(outside.argmax())
+            where = f"{text}:{row + 1}" if text else f"{file.path}: {loaded.label_on} {row}"
+            raise LoadError(f"{where}: label {values[row]}; {self._expected()}")
+        if labelled and labelled not in on:
+            raise LoadError(f"{file.path}: its labels are for each {min(on)}, not for each {labelled}")
+        return values.astype(np.int64), on
+
+    def _expected(self) -> str:
+        if not self.names:
+            return f"there may be {MAX_CLASSES} classes without classes.txt; give what is not labelled {IGNORED}"
+        return f"classes.txt has 0 ({self.names[0]}) to {len(self.names) - 1} ({self.names[-1]}); {IGNORED} is ignored"
+
+    def _text(self, file: File) -> Path | None:
+        text = file.path.with_suffix(".txt")
+        return text if text.is_file() and text != self.root / "classes.txt" else None
+
+    def _has_labels(self, file: File) -> bool:
+        return self._text(file) is not None or load(file.path).get("label") is not None
+
+    def _read_text(self, text: Path) -> NDArray[Any]:
+        """One class a line, by number or by name."""
+        try:
+            lines = text.read_text("utf-8-sig").rstrip().splitlines()
+        except UnicodeDecodeError as error:
+            raise LoadError(f"{text}: not a text file in UTF-8") from error
+        try:
+            return np.array(lines, dtype=np.int64)
+        except (ValueError, OverflowError):
+            return np.array(list(self._read_lines(text, lines)), dtype=np.int64)
+
+    def _read_lines(self, text: Path, lines: list[str]) -> Iterator[int]:
+        number = {name: i for i, name in enumerate(self.names)}
+        for row, line in enumerate(lines, 1):
+            word = line.strip()
+            if word in number and not word.isdecimal():  # digits are a class's number, whatever the names are
+                yield number[word]
+                continue
+            try:
+                value = float(word)
+            except ValueError:
+                known = f"a name in classes.txt ({', '.join(self.names)})" if self.names else "in a file classes.txt"
+                raise LoadError(f"{text}:{row}: {word[:50]!r} is neither an integer nor {known}") from None
+            if not value.is_integer():
+                raise LoadError(f"{text}:{row}: label {word[:50]} is not an integer")
+            if abs(value) >= 2**53:
+                raise LoadError(f"{text}:{row}: label {word[:50]}; {self._expected()}")
+            yield int(value)
+
+
+_PLURAL = {"vertex": "vertices", "face": "faces"}
+
+
+def _recognises(path: Path) -> bool:
+    return path.is_dir() and ((path / "splits").is_dir() or bool(mesh_and_cloud_files(path)))
+
+
+@register_layout("a folder of labelled meshes or clouds (docs/your_own_data.md)", _recognises, general=True)
+def _folder(path: Path, split: str, labelled: Labelled | None) -> LabelledFolder:
+    return LabelledFolder(path, split, None if labelled == "edge" else labelled)
