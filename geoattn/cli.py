@@ -129,56 +129,11 @@ def _segment(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from geoattn.geometry import (
-        boundary_edges,
-        connected_components,
-        edges,
-        face_areas,
-        nonmanifold_edges,
-    )
-
     data = geoattn.load(arguments.mesh)
-    low, high = data.pos.min(0).values.tolist(), data.pos.max(0).values.tolist()
-    facts: dict[str, object] = {"file": arguments.mesh, "vertices": data.pos.size(0)}
-    warnings = []
-    if data.face is None or data.face.numel() == 0:
-        facts["faces"] = "none: a point cloud"
-    else:
-        places, merged = data.pos.unique(dim=0, return_inverse=True)
-        face = merged[data.face]
-        topology = edges(face)
-        boundary, nonmanifold = boundary_edges(face).size(1), nonmanifold_edges(face).size(1)
-        used = face.unique()
-        components = connected_components(face, places.size(0))[used].unique().numel()
-        degenerate = int((face_areas(data.pos, data.face) == 0).sum())
-        facts |= {
-            "faces": face.size(1),
-            "edges": topology.edge.size(1),
-            "components": components,
-            "area": f"{float(face_areas(data.pos, data.face).sum()):.6g}",
-            "boundary edges": boundary,
-            "non-manifold edges": nonmanifold,
-            "Euler number": used.numel() - topology.edge.size(1) + face.size(1),
-        }
-        for count, what in (
-            (
-                data.pos.size(0) - places.size(0),
-                "vertices share a place with another: load(path, process=True) merges them",
-            ),
-            (places.size(0) - used.numel(), "places of vertices are in no face"),
-            (degenerate, "faces have no area"),
-            (nonmanifold, "edges have more than two faces: there the surface branches"),
-            (boundary, "edges have one face: the surface is open"),
-            (components - 1, "more components: distances along the surface do not join them"),
-        ):
-            if count:
-                warnings.append(f"{count} {what}")
-    facts["bounds"] = "  ".join(f"{axis} {a:.6g} to {b:.6g}" for axis, a, b in zip("xyz", low, high, strict=True))
-    facts["has"] = ", ".join(key for key in data.to_dict() if key not in ("pos", "face")) or "positions only"
-    for name, value in facts.items():
+    has = ", ".join(key for key in data.to_dict() if key not in ("pos", "face")) or "positions only"
+    for name, value in (("file", arguments.mesh), ("has", has)):
         print(f"{name:>18}  {value}")
-    for warning in warnings:
-        print(f"{'note':>18}  {warning}")
+    print(geoattn.geometry.describe(data.pos, data.face))
 
 
 def _meshes(arguments: argparse.Namespace, split: str, labelled: Element) -> MeshCNNDataset | Bodies:

@@ -212,6 +212,7 @@ GEOMETRY = {
         for name in ("edges", "boundary_edges", "nonmanifold_edges", "face_adjacency", "edge_adjacency")
     ],
     "check_mesh": geometry.check_mesh,
+    "describe": lambda pos, face: pos.new_ones(3) * geometry.describe(pos, face).euler_number,
     "components": lambda pos, face: geometry.connected_components(face, pos.size(0)),
     "sample_surface": lambda pos, face: geometry.sample_surface(pos, face, 50),
     "simplify": lambda pos, face: geometry.simplify(pos, face, 100),

@@ -26,6 +26,7 @@ from geoattn.geometry.mesh import (
     vertex_areas,
     vertex_normals,
 )
+from geoattn.geometry.report import MeshReport, describe
 from geoattn.geometry.rotations import wigner_d
 from geoattn.geometry.spectral import (
     biharmonic_embedding,
@@ -38,12 +39,14 @@ from geoattn.geometry.spectral import (
 __all__ = [
     "EdgeFeatures",
     "EdgeTopology",
+    "MeshReport",
     "biharmonic_embedding",
     "boundary_edges",
     "cache_dir",
     "check_mesh",
     "clear_cache",
     "connected_components",
+    "describe",
     "dihedral_angles",
     "edge_adjacency",
     "edge_features",

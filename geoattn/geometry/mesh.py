@@ -139,8 +139,8 @@ def edges(face: Tensor) -> EdgeTopology:
     Returns:
         ``EdgeTopology(edge [2, E], face_edge [3, F], edge_count [E])``.
     """
-    side = torch.stack([face, face.roll(-1, 0)], dim=-1).transpose(0, 1).reshape(-1, 2)
-    low, high = side.amin(1), side.amax(1)
+    start, end = face.t().reshape(-1), face.roll(-1, 0).t().reshape(-1)
+    low, high = torch.minimum(start, end), torch.maximum(start, end)
     base = int(high.max()) + 1 if high.numel() else 1
     key, slot = torch.unique(low * base + high, return_inverse=True)
     walk = torch.arange(slot.numel(), device=face.device)
