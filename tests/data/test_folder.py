@@ -56,6 +56,7 @@ def test_what_save_writes_is_a_data_set(folder, extension, shape, label):
     assert data[0].y.dtype == torch.int64
     assert torch.equal(data[0].pos, shape.pos)
     assert ("face" in data[0]) == ("face" in shape)
+    assert "color" not in data[0]  # save draws the labels in colors, which a network must not see
     assert data.labelled == ("face" if label is ON_FACES else "vertex")
     assert data.names == ("0", "1", "2")
 

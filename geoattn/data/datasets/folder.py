@@ -16,6 +16,7 @@ from tqdm import tqdm
 from geoattn.data.datasets.folder_splits import File, divide, mesh_and_cloud_files, missing
 from geoattn.data.io import LoadError, load
 from geoattn.data.labelled import IGNORED, Labelled, read_names
+from geoattn.data.palette import label_colors
 from geoattn.data.registry import SPLITS, register_layout
 
 MAX_CLASSES = 1000
@@ -45,8 +46,9 @@ class LabelledFolder(Dataset[Data]):
     or the numbers up to the largest label, for which the files of all splits are read first.
 
     The labels are checked when the folder is opened; meshes and clouds are read when they are asked for. Each is a
-    `Data` with ``pos`` ``[N, 3]``, ``face`` ``[3, F]`` if it is a mesh, ``color`` and ``normal`` if the file has them,
-    ``y`` ``[N]``, ``[F]`` or ``[1]`` int64, and ``name``, its path inside its split without the extension.
+    `Data` with ``pos`` ``[N, 3]``, ``face`` ``[3, F]`` if it is a mesh, ``color`` and ``normal`` if the file has them
+    (but not the colors in which `geoattn.save` draws labels), ``y`` ``[N]``, ``[F]`` or ``[1]`` int64, and ``name``,
+    its path inside its split without the extension.
 
     Args:
         path: The folder.
@@ -59,8 +61,8 @@ class LabelledFolder(Dataset[Data]):
         labelled: What has labels.
 
     Raises:
-        ValueError: If the folder has no files, the split is empty, or a file is in two lists.
-        MissingSplitError: If there is no such split.
+        ValueError: If there is no such folder, or a file is in two lists, or in no split's or class's folder.
+        MissingSplitError: If the split has no files.
         LoadError: If a file cannot be read, or its labels are missing, too many or too few, no integers, out of range,
             or for faces where those of another file are for vertices.
     """
@@ -101,7 +103,7 @@ class LabelledFolder(Dataset[Data]):
         loaded = load(file.path)
         data = Data(pos=loaded.pos, name=file.name)
         for key in ("face", "color", "normal"):
-            if loaded.get(key) is not None:
+            if loaded.get(key) is not None and not (key == "color" and _shows_labels(loaded)):
                 data[key] = loaded[key]
         if self.labelled == "whole":
             data.y = torch.tensor([self.names.index(str(file.folder))])
@@ -205,6 +207,14 @@ class LabelledFolder(Dataset[Data]):
             if abs(value) >= 2**53:
                 raise LoadError(f"{text}:{row}: label {word[:50]}; {self._expected()}")
             yield int(value)
+
+
+def _shows_labels(loaded: Data) -> bool:
+    """Whether the colors are the label's: a network that reads them would read the answer."""
+    label, color = loaded.get("label"), loaded.color
+    if label is None or label.is_floating_point() or label.size(0) != color.size(0):
+        return False
+    return np.array_equal((255 * color[:, :3]).round().numpy(), label_colors(label.numpy()))
 
 
 _PLURAL = {"vertex": "vertices", "face": "faces"}

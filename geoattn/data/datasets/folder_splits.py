@@ -47,13 +47,13 @@ def divide(root: Path) -> dict[str, list[File]]:
     return splits
 
 
-def missing(root: Path, split: str, splits: dict[str, list[File]]) -> ValueError:
+def missing(root: Path, split: str, splits: dict[str, list[File]]) -> MissingSplitError:
     """The error for a split without files."""
+    what = f"the {split} split is empty" if split in splits or (root / split).is_dir() else f"no {split} split"
     there = ", ".join(f"{name} ({len(files)})" for name, files in splits.items() if files) or "none"
-    advice = f"splits with files: {there}. Put files into {split}/, or list them in splits/{split}.txt"
-    if split in splits or (root / split).is_dir():
-        return ValueError(f"{root}: the {split} split is empty; {advice}")
-    return MissingSplitError(f"{root}: no {split} split; {advice}")
+    return MissingSplitError(
+        f"{root}: {what}; splits with files: {there}. Put files into {split}/, or list them in splits/{split}.txt"
+    )
 
 
 def mesh_and_cloud_files(root: Path) -> list[Path]:
