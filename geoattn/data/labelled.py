@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Subset
 from torch_geometric.data import Data
 
+from geoattn.data.io import LoadError
+
 Labelled = Literal["face", "vertex", "edge", "whole"]
 """What labels are for; ``"whole"``: one label for each sample."""
 
@@ -124,19 +126,28 @@ def class_weights(samples: LabelledSamples | Sequence[Any], num_classes: int) ->
     return weight.float()
 
 
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file without blanks around them, but for empty ones at its end.
+
+    Raises:
+        LoadError: If it is not text in UTF-8.
+    """
+    try:
+        return [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{file}: not a text file in UTF-8") from error
+
+
 def read_names(file: Path) -> tuple[str, ...]:
     """Names of classes from a text file, one a line.
 
     Raises:
-        ValueError: If it has fewer than two, a line is empty, or a name is there twice.
+        LoadError: If it has fewer than two, a line is empty, or a name is there twice.
     """
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text file in UTF-8") from error
+    lines = read_lines(file)
     if len(lines) < 2:
-        raise ValueError(f"{file}: expected the names of at least 2 classes, one a line; found {len(lines)}")
+        raise LoadError(f"{file}: expected the names of at least 2 classes, one a line; found {len(lines)}")
     for number, name in enumerate(lines, 1):
         if not name or name in lines[: number - 1]:
-            raise ValueError(f"{file}:{number}: " + (f"{name!r} is there twice" if name else "an empty line"))
+            raise LoadError(f"{file}:{number}: " + (f"{name!r} is there twice" if name else "an empty line"))
     return tuple(lines)

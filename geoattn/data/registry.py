@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from geoattn.data.labelled import Labelled, LabelledSamples, LabelledSubset
 
@@ -98,6 +98,8 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if labelled not in (None, *get_args(Labelled)):
+        raise ValueError(f"labelled must be one of {', '.join(get_args(Labelled))}; got {labelled!r}")
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     if isinstance(data, str) and data in _BUILDERS:

@@ -254,6 +254,8 @@ def test_wrong_attributes_are_named(folder):
         LabelledFolder(folder, labelled="face")
     with pytest.raises(ValueError, match="a label for each vertex, not a label for each edge"):
         load_dataset(folder, labelled="edge")
+    with pytest.raises(ValueError, match="'vertex', 'face' or 'whole', got 'edge'"):
+        LabelledFolder(folder, labelled="edge")
     path.write_bytes(b"broken")
     with pytest.raises(LoadError, match=r"a\.npz"):
         LabelledFolder(folder)
@@ -268,6 +270,17 @@ def test_class_folders_need_two(folder):
         LabelledFolder(folder, labelled=None)
     with pytest.raises(ValueError, match=r"c.obj: not in a class's folder"):
         LabelledFolder(folder, labelled="whole")
+
+
+def test_text_files_in_another_encoding_are_named(folder):
+    write(folder, "train/a.obj", train__a=[0] * 4, classes=["a", "b"], splits__train=["train/a.obj"])
+    for name in ("classes.txt", "splits/train.txt", "train/a.txt"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept.decode().encode("utf-16"))
+        with pytest.raises(LoadError, match=f"{name}: not a text file in UTF-8"):
+            LabelledFolder(folder)
+        (folder / name).write_bytes(kept)
+    assert len(LabelledFolder(folder)) == 1
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ def test_mistakes_are_named(pets, tmp_path):
             load_dataset("bodies", samples=samples)
     with pytest.raises(ValueError, match="train, valid, test; got 'dev'"):
         load_dataset("bodies", "dev")
+    with pytest.raises(ValueError, match="face, vertex, edge, whole; got 'faces'"):
+        load_dataset("bodies", labelled="faces")
     for data in ("bodies", pets):
         with pytest.raises(MissingSplitError, match="no valid split"):
             load_dataset(data, "valid")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from geoattn.data.datasets.folder_splits import File, divide, mesh_and_cloud_files, missing
 from geoattn.data.io import LoadError, load
-from geoattn.data.labelled import IGNORED, Labelled, read_names
+from geoattn.data.labelled import IGNORED, Labelled, read_lines, read_names
 from geoattn.data.palette import label_colors
 from geoattn.data.registry import SPLITS, register_layout
 
@@ -78,6 +78,8 @@ class LabelledFolder(Dataset[Data]):
         self.root = Path(path)
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        if labelled not in (None, "vertex", "face", "whole"):
+            raise ValueError(f"labelled must be 'vertex', 'face' or 'whole', got {labelled!r}")
         if not self.root.is_dir():
             raise ValueError(f"{path}: no such folder")
         splits = divide(self.root)
@@ -181,10 +183,7 @@ class LabelledFolder(Dataset[Data]):
 
     def _read_text(self, text: Path) -> NDArray[Any]:
         """One class a line, by number or by name."""
-        try:
-            lines = text.read_text("utf-8-sig").rstrip().splitlines()
-        except UnicodeDecodeError as error:
-            raise LoadError(f"{text}: not a text file in UTF-8") from error
+        lines = read_lines(text)
         try:
             return np.array(lines, dtype=np.int64)
         except (ValueError, OverflowError):
@@ -192,8 +191,7 @@ class LabelledFolder(Dataset[Data]):
 
     def _read_lines(self, text: Path, lines: list[str]) -> Iterator[int]:
         number = {name: i for i, name in enumerate(self.names)}
-        for row, line in enumerate(lines, 1):
-            word = line.strip()
+        for row, word in enumerate(lines, 1):
             if word in number and not word.isdecimal():  # digits are a class's number, whatever the names are
                 yield number[word]
                 continue

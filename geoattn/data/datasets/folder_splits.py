@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from geoattn.data.io import READERS
+from geoattn.data.labelled import read_lines
 from geoattn.data.registry import SPLITS, MissingSplitError
 
 TEST_SHARE = 0.2
@@ -75,18 +76,18 @@ def _by_list(root: Path) -> dict[str, list[File]]:
         if text.stem not in SPLITS:
             raise ValueError(f"{text}: expected {', '.join(f'{split}.txt' for split in SPLITS)}")
         splits[text.stem] = []
-        for number, line in enumerate(text.read_text("utf-8-sig").splitlines(), 1):
-            if not line.strip():
+        for number, line in enumerate(read_lines(text), 1):
+            if not line:
                 continue
-            where, path = f"{text}:{number}", root / line.strip()
+            where, path = f"{text}:{number}", root / line
             if not path.is_file():
                 raise ValueError(f"{where}: {path}: no such file; paths are relative to {root}")
             if path.suffix[1:].lower() not in READERS:
                 raise ValueError(f"{where}: {path.name}: unknown extension; supported are {', '.join(READERS)}")
             if path.resolve() in listed:
-                raise ValueError(f"{where}: {line.strip()} is in {listed[path.resolve()]} already")
+                raise ValueError(f"{where}: {line} is in {listed[path.resolve()]} already")
             listed[path.resolve()] = where
-            splits[text.stem].append(File(path, _name(Path(line.strip()))))
+            splits[text.stem].append(File(path, _name(Path(line))))
     return splits
 
 
