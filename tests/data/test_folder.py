@@ -184,6 +184,15 @@ def test_as_many_faces_as_vertices(folder):
     assert LabelledFolder(folder).labelled == "vertex"
 
 
+def test_all_splits_have_labels_for_the_same(folder):
+    texts = {"train__a": [0] * 6, "test__b": [0] * 4}
+    write(folder, "train/a.obj", "test/b.obj", classes=["x", "y"], **texts)
+    with pytest.raises(
+        LoadError, match=r"b.obj: its labels are for each face, .* as those of .*a.obj"
+    ):
+        LabelledFolder(folder, "test")
+
+
 def test_hidden_files_are_not_samples(folder):
     write(folder, "train/a.obj", "train/._a.obj", ".trash/b.obj", train__a=[0, 1, 0, 1])
     assert names(LabelledFolder(folder)) == ["a"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,9 @@ class LabelledFolder(Dataset[Data]):
             self.labelled: Labelled = "whole"
             self._check_folders(every)
         else:
-            self.labelled = self._check_labels(self.files if self.names else every, labelled)
+            # The first file is of the same split whichever is asked for, so all splits have labels for the same.
+            checked = dict.fromkeys([every[0], *self.files]) if self.names else every
+            self.labelled = self._check_labels(checked, labelled)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -124,7 +126,7 @@ class LabelledFolder(Dataset[Data]):
             raise ValueError(f"{self.root}: expected labels, or folders of 2 classes or more; found {', '.join(names)}")
         self.names = names
 
-    def _check_labels(self, files: list[File], labelled: Labelled | None) -> Labelled:
+    def _check_labels(self, files: Collection[File], labelled: Labelled | None) -> Labelled:
         """See that every file has labels for the same kind of thing, which is returned; name the classes."""
         fits: set[Labelled] = {labelled} if labelled else {"vertex", "face"}
         because = "as asked for" if labelled else ""
