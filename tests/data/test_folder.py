@@ -187,9 +187,7 @@ def test_as_many_faces_as_vertices(folder):
 def test_all_splits_have_labels_for_the_same(folder):
     texts = {"train__a": [0] * 6, "test__b": [0] * 4}
     write(folder, "train/a.obj", "test/b.obj", classes=["x", "y"], **texts)
-    with pytest.raises(
-        LoadError, match=r"b.obj: its labels are for each face, .* as those of .*a.obj"
-    ):
+    with pytest.raises(LoadError, match=r"b.obj: its labels are for each face, .* as those of .*a.obj"):
         LabelledFolder(folder, "test")
 
 
