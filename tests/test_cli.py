@@ -1,9 +1,13 @@
 """The command line, called as a user does."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 import trimesh
+from torch_geometric.data import Data
 
 import geoattn
 from geoattn.cli import main
@@ -52,30 +56,99 @@ def export(shape, path):
     return path
 
 
+SMALL = ["--channels", "16", "--blocks", "1", "--latents", "4", "--copies", "1"]
+
+
 def test_train_evaluate_and_segment_with_the_result(person, tmp_path, capsys):
-    folder, small = str(tmp_path / "run"), ["--channels", "16", "--blocks", "1", "--latents", "4"]
-    train = ["train", "segmentation", "--data", "bodies", "--meshes", "4", "-o", folder, "--copies", "1", *small]
+    folder = str(tmp_path / "run")
+    train = ["train", "segmentation", "--data", "bodies", "--samples", "4", "-o", folder, *SMALL]
     assert main([*train, "--epochs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("accuracy", "mean iou", "lower arm"))
     figures = json.loads((tmp_path / "run" / "test.json").read_text())
     assert 0 < figures["mean_iou"] < figures["accuracy"] < 1
-    assert main(["evaluate", f"{folder}/last", "--data", "bodies", "--meshes", "4"]) == 0
+    assert len(figures["confusion"]) == 8
+    assert (tmp_path / "run" / "test_confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert "head, hand, lower arm" in (tmp_path / "run" / "last" / "README.md").read_text()
+    again = ["evaluate", folder, "--data", "bodies", "--samples", "4", "-o", str(tmp_path / "figures")]
+    assert main(again) == 0
     assert f"{figures['accuracy']:.2%}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "figures" / "test.json").read_text()) == figures
     assert main([*train, "--epochs", "2"]) == 2  # there is a run already
     assert "resume" in capsys.readouterr().err
     assert main([*train, "--epochs", "3", "--resume"]) == 0
     assert "3 epochs" in capsys.readouterr().out
-    assert main(["segment", str(person), "--model", f"{folder}/last", "-o", str(tmp_path / "out.ply")]) == 0
+    assert main(["segment", str(person), "--model", folder, "-o", str(tmp_path / "out.ply")]) == 0
+
+
+def test_classify_whole_meshes(tmp_path, capsys):
+    for name, shape in (("box", trimesh.creation.box()), ("ball", trimesh.creation.icosphere(1))):
+        for split in ("train", "test"):
+            (tmp_path / "shapes" / split / name).mkdir(parents=True)
+            for i in range(2):
+                shape.apply_scale([1, 1, 1.1])
+                export(shape, tmp_path / "shapes" / split / name / f"{i}.ply")
+    train = ["train", "classification", "--data", str(tmp_path / "shapes"), "-o", str(tmp_path / "run"), *SMALL]
+    assert main([*train, "--epochs", "2"]) == 0
+    figures = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert sum(sum(row) for row in figures["confusion"]) == 4
+    assert main(["train", "segmentation", "--data", str(tmp_path / "shapes")]) == 2
+    assert "that is the task classification" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stop(self, model, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geoattn.models.labels.LabelTask.loss", stop)
+    train = ["train", "segmentation", "--data", "bodies", "--samples", "2", "-o", str(tmp_path / "run"), *SMALL]
+    assert main(train) == 130
+    assert f"go on with: geoattn {' '.join(train)} --resume" in capsys.readouterr().err
+
+
+def test_help_shows_every_default_and_what_an_option_means(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "segmentation", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "--epochs N Passes over the training set. (default: 60)",
+        "--channels N Features of an element inside the network. (default: 96)",
+        "--copies N Variants of each training sample, itself included",
+        "(default: auto)",
+        "(default: float32)",
+        "(default: runs/segmentation)",
+    ):
+        assert words in text, words
+    assert "--names" not in text
+    assert "--weights" not in text
+
+
+def test_python_m_geoattn(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "geoattn", "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"geoattn {geoattn.__version__}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["segment", "nothing.obj", "-o", "out.ply"], "nothing.obj: no such file"),
+        (["segment", "nothing.obj", "-o", "out.xyzzy"], "out.xyzzy: cannot write '.xyzzy' files; supported are .glb"),
+        (["segment", "nothing.obj", "--picture", "out.jpg"], "out.jpg: cannot write '.jpg' files; supported are .png"),
+        (["segment", "nothing.obj", "--page", "no/such/out.html"], "the folder no/such does not exist"),
+        (["segment", "nothing.obj", "-o", "out.ply", "--device", "abacus"], "device 'abacus' is unknown"),
+        (["segment", "nothing.obj", "-o", "out.ply", "--threads", "0"], "--threads is 0; it must be at least 1"),
         (["segment", "nothing.obj"], "nothing to write"),
         (["info", "nothing.xyzzy"], "unknown extension"),
+        (["evaluate", "runs/nothing", "--data", "bodies"], "runs/nothing: no such folder"),
         (["train", "segmentation", "--data", "nothing.zip"], "nothing.zip: no such folder or zip file"),
-        (["train", "segmentation", "--data", "bodies", "--hold-out", "a"], "bodies have none"),
-        (["train", "segmentation", "--data", "bodies", "--labelled", "edge"], "labels on their faces"),
+        (["train", "segmentation", "--data", "bodies", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["train", "segmentation", "--data", "bodies", "--copies", "0"], "copies is 0; it must be at least 1"),
+        (["train", "segmentation", "--data", "bodies", "--epochs", "0"], "epochs is 0; it must be greater than 0"),
+        (["train", "segmentation", "--data", "bodies", "--patience", "3"], "--patience needs samples to validate on"),
+        (["train", "segmentation", "--data", "bodies", "--samples", "2", "--hold-out", "a"], "these have none"),
+        (["train", "segmentation", "--data", "bodies", "--labelled", "edge"], "not a label for each edge"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(arguments, message, capsys):
@@ -86,12 +159,19 @@ def test_mistakes_are_explained_in_one_line(arguments, message, capsys):
 
 
 def test_a_checkpoint_is_not_measured_on_other_classes(tmp_path, capsys):
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            (tmp_path / "pets" / name / split).mkdir(parents=True)
-            export(trimesh.creation.box(), tmp_path / "pets" / name / split / "T1.obj")
+    (tmp_path / "pets").mkdir()
+    pet = Data(pos=torch.rand(4, 3), face=torch.tensor([[0, 1, 2], [1, 2, 3]]).T)
+    (tmp_path / "pets" / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "pets" / "test").mkdir()
+    geoattn.save(tmp_path / "pets" / "test" / "rex.ply", pet, label=torch.tensor([0, 1]))
     assert main(["evaluate", "--data", str(tmp_path / "pets")]) == 2
-    assert "has the classes cat, dog, but" in capsys.readouterr().err
+    assert "the data have the classes cat, dog, but the network was made for head, hand" in capsys.readouterr().err
+
+
+def test_a_cloud_has_no_checkpoint_yet(tmp_path, capsys):
+    geoattn.save(tmp_path / "cloud.ply", Data(pos=torch.rand(5, 3)))
+    assert main(["segment", str(tmp_path / "cloud.ply"), "-o", str(tmp_path / "out.ply")]) == 2
+    assert "cloud.ply is a point cloud, and no checkpoint in the package segments those" in capsys.readouterr().err
 
 
 def test_a_missing_extra_names_the_pip_line(monkeypatch):

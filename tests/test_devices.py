@@ -1,8 +1,6 @@
 """Everything runs where its inputs are: on a pretended GPU (`pretend.py`), with the numbers of the CPU."""
 
 import copy
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +10,11 @@ from torch_geometric.data import Batch, Data
 import geoattn
 from geoattn import Neighbors, Windows, attend, geometry, nn, ops
 from geoattn.data import Bodies, HopFeatures, MeshElements, RandomDeform, TwoHopLoader, TwoHopSampler
-from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig, evaluate, segment
-from geoattn.models.segmentation.task import accuracy, loss
+from geoattn.models import create_model
+from geoattn.models.segmentation import SegmentationTask, segment
 from geoattn.nn import graph
 from geoattn.patterns import dilated, global_nodes, random_edges, union
-from geoattn.train import TrainConfig, TrainResult, checkpoint
-from geoattn.train.validate import validate
+from geoattn.train import TrainConfig, TrainResult, checkpoint, evaluate
 from tests.ops.problems import SCORES, problem, random_pattern
 from tests.pretend import OnDevice, pretend_gpu
 
@@ -352,8 +349,11 @@ def test_accelerated_models():
 
 def network(**settings):
     torch.manual_seed(0)
-    config = SurfaceTransformerConfig(names=("a", "b", "c"), channels=16, heads=2, blocks=1, latents=4, **settings)
-    return SurfaceTransformer(config)
+    sizes = {"channels": 16, "heads": 2, "blocks": 1, "latents": 4}
+    return create_model("surface_transformer", names=("a", "b", "c"), **sizes, **settings)
+
+
+TASK = SegmentationTask()
 
 
 def test_a_training_step_of_the_segmentation_network():
@@ -361,7 +361,7 @@ def test_a_training_step_of_the_segmentation_network():
     batch.apply(lambda x: x.double() if x.is_floating_point() else x)
 
     def run(model, batch):
-        return loss(model, batch), accuracy(model, batch)["accuracy"][0]
+        return TASK.loss(model, batch)
 
     assert_same_on_both(run, without_dropout(network()), batch)
 
@@ -375,12 +375,13 @@ def test_evaluation_and_segmentation_follow_the_model(labelled):
     if labelled == "edge":
         mesh.y = torch.arange(edges) % 3
     model = network(element="vertex" if labelled == "face" else "edge", labelled=labelled)
-    expected, parts = evaluate(model, [mesh]), segment(mesh, model)
-    assert set(expected) == {"accuracy", "mean_iou", "soft_edge_accuracy"}
+    expected, parts = evaluate(TASK, model, [mesh]), segment(mesh, model)
+    assert set(expected) == {"accuracy", "mean_iou", "confusion", "soft_edge_accuracy"}
     with pretend_gpu() as device:
         model.to(device)
         for data in (mesh, mesh.clone().to(device)):
-            assert evaluate(model, [data]) == pytest.approx(expected)
+            for name, value in evaluate(TASK, model, [data]).items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)
             found = segment(data, model)
             assert not any(isinstance(x, OnDevice) for x in found)
             torch.testing.assert_close(found, parts)
@@ -399,15 +400,6 @@ def test_bodies():
     assert_same_on_both(lambda model: model({"age": 0.3}), model)
 
 
-def test_validation_moves_its_batches():
-    samples = [Data(x=random(5, 3, grad=False)) for _ in range(3)]
-    with pretend_gpu() as device:
-        fabric = SimpleNamespace(global_rank=0, world_size=1, device=device, autocast=nullcontext)
-        model = torch.nn.Linear(3, 1).double().to(device)
-        values = validate(fabric, model, samples, lambda model, batch: (model(batch.x).sum(), 5), TrainConfig())
-        assert values["valid_metric"] is not None
-
-
 def test_a_resumed_optimizer_is_where_its_model_is(tmp_path, monkeypatch):
     # safetensors' own asks for addresses, which pretended tensors do not have.
     monkeypatch.setattr(
@@ -417,7 +409,7 @@ def test_a_resumed_optimizer_is_where_its_model_is(tmp_path, monkeypatch):
     def trained(device, state):
         model = torch.nn.Linear(3, 1).to(device)
         optimizer = torch.optim.AdamW(model.parameters())
-        run = checkpoint.describe(TrainConfig(), model, range(5), None, 1)
+        run = checkpoint.describe(TASK, TrainConfig(), model, range(5), None, 1)
         if (tmp_path / "last").exists():
             checkpoint.restore(state, model, optimizer, run)
         model(torch.ones(2, 3, device=device)).sum().backward()

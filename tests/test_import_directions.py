@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "data": [*BASE, "geometry", "patterns"],
     "viz": [*BASE, "geometry", "data"],
     "models": [name for name in LAYERS if name != "ops.backends"] + ["data"],
+    "__main__": ["cli"],
     "cli": [*LAYERS, "data", "viz", "models", "geoattn"],
 }
 

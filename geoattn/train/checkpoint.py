@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent, also when the process is killed while it writes one.
 
-A checkpoint is a folder: ``model.safetensors`` and ``config.json`` (what ``from_pretrained`` reads),
-``optimizer.safetensors``, and ``trainer.json`` (how far the run is). Nothing in it is pickled. No state of a
-random generator is stored, because the loop seeds them anew from (seed, epoch, process).
+A checkpoint is a folder: ``model.safetensors`` and ``config.json`` (what ``from_pretrained`` reads), ``task.json``,
+``optimizer.safetensors``, ``trainer.json`` (how far the run is), and a ``README.md`` that says what it is. Nothing in
+it is pickled. No state of a random generator is stored, because the loop seeds them anew from (seed, epoch, process).
 """
 
 import dataclasses
@@ -10,33 +10,38 @@ import json
 import os
 import shutil
 from collections.abc import Sized
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from geoattn._optional import require
 from geoattn.train.config import TrainConfig, TrainResult
+from geoattn.train.task import Task
 
 safetensors = require("safetensors.torch")
 
-FIELDS = ("epoch", "step", "minutes", "best_epoch", "best_value", "history")
+FIELDS = ("epoch", "step", "minutes", "best_epoch", "best_value", "higher_is_better", "history")
+# Options that change neither the weights nor their order.
+NOT_COMPARED = ("workers", "cache")
 
 
 def describe(
-    config: TrainConfig, model: nn.Module, train_set: Sized, valid_set: Sized | None, processes: int
+    task: Task, config: TrainConfig, model: nn.Module, samples: Sized, valid_samples: Sized | None, processes: int
 ) -> dict[str, Any]:
     """All that must be the same for a checkpoint to be resumed, as JSON."""
     run = {
-        "config": dataclasses.asdict(config),
+        "task": {"name": task.name, **dataclasses.asdict(cast("Any", task))},
+        "config": {name: x for name, x in dataclasses.asdict(config).items() if name not in NOT_COMPARED},
         "model": {
             "class": type(model).__qualname__,
             "config": _config(model),
             "tensors": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
         },
-        "len(train_set)": len(train_set),
-        "len(valid_set)": None if valid_set is None else len(valid_set),
+        "training samples": len(samples),
+        "validation samples": None if valid_samples is None else len(valid_samples),
         "processes": processes,
     }
     return json.loads(json.dumps(run, default=str))
@@ -64,6 +69,8 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainResult,
         for name, value in values.items()
     }
     safetensors.save_file(tensors, new / "optimizer.safetensors")
+    (new / "task.json").write_text(json.dumps(run["task"], indent=2) + "\n")
+    (new / "README.md").write_text(_card(model, state, run))
     trainer = {field: getattr(state, field) for field in FIELDS}
     trainer["random"] = "seeded at each epoch from (config.seed, epoch, process)"
     trainer["run"] = run
@@ -85,7 +92,7 @@ def restore(state: TrainResult, model: nn.Module, optimizer: torch.optim.Optimiz
         saved["config"]["epochs"] = run["config"]["epochs"]
     if difference := _first_difference(saved, run, ""):
         raise ValueError(
-            f"{last} is of another run: {difference}. Only config.epochs may change, and only grow; "
+            f"{last} is of another run: {difference}. Of the config, only epochs may change, and only grow; "
             "make it the same, or train in another folder"
         )
     for field in FIELDS:
@@ -96,6 +103,28 @@ def restore(state: TrainResult, model: nn.Module, optimizer: torch.optim.Optimiz
         index, name = key.split(".", 1)
         tensors.setdefault(int(index), {})[name] = value.clone()  # the file is mapped, and will be deleted
     optimizer.load_state_dict({**optimizer.state_dict(), "state": tensors})
+
+
+def _card(model: nn.Module, state: TrainResult, run: dict[str, Any]) -> str:
+    """What the checkpoint is, in words, with the command that measures it."""
+    task, monitor = run["task"]["name"], state.monitor or ""
+    config = _config(model) or {}
+    value = state.history[-1].get(monitor)
+    facts = {
+        "task": task,
+        "network": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "labels": ", ".join(config.get("names", ())),
+        "trained on": f"{run['training samples']} samples, {state.epoch} epochs in {state.minutes:.1f} minutes",
+        "validation": "" if value is None else f"{monitor.removeprefix('valid_').replace('_', ' ')} {value:.4g}",
+        "made with": f"geoattn {version('geoattn')}, torch {torch.__version__}",
+    }
+    rows = "".join(f"| {name} | {fact} |\n" for name, fact in facts.items() if fact)
+    return (
+        f"# {type(model).__name__}: {task}\n\n| | |\n|---|---|\n{rows}\n"
+        "`config.json` has the sizes of the network, `task.json` and `trainer.json` how it was trained.\n\n"
+        '```python\nfrom geoattn.models import load_model\n\nmodel = load_model("this folder")\n```\n\n'
+        "```sh\ngeoattn evaluate THIS_FOLDER --data YOUR_DATA\n```\n"
+    )
 
 
 def recover(folder: Path) -> None:

@@ -1,23 +1,9 @@
 """What a training run is told, and what it returns."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor, nn
 
 Row = dict[str, float | None]
-Loss = Callable[[nn.Module, Any], Tensor]
-Sums = tuple[float | Tensor, float | Tensor]
-Metric = Callable[[nn.Module, Any], Sums | Mapping[str, Sums]]
-
-
-class Samples(Protocol):
-    """A dataset: a list of ``Data``, a PyG ``Dataset``, or whatever has a length and items."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +23,8 @@ class TrainConfig:
             Validation and checkpoints count, except the last. Such a run depends on the machine's speed, so
             a resumed one is not equal to the bit. None: no limit.
         save_every: Epochs from one checkpoint to the next. The best and the last epoch are always saved.
-        workers: Processes that load samples; 0: the training process does.
+        workers: Processes that prepare samples; None: one for each core.
+        cache: Keep prepared samples in the folder of `geoattn.geometry.cache_dir`, for other runs on the same samples.
     """
 
     epochs: int = 100
@@ -50,18 +37,19 @@ class TrainConfig:
     patience: int | None = None
     minutes: float | None = None
     save_every: int = 1
-    workers: int = 0
+    workers: int | None = None
+    cache: bool = False
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "lr", "clip_norm", "patience", "minutes", "save_every")
         for name in positive:
             if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"TrainConfig.{name} is {value!r}; it must be greater than 0")
+                raise ValueError(f"{name} is {value!r}; it must be greater than 0")
         for name in ("weight_decay", "seed", "workers"):
-            if not (value := getattr(self, name)) >= 0:
-                raise ValueError(f"TrainConfig.{name} is {value!r}; it must not be negative")
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise ValueError(f"{name} is {value!r}; it must not be negative")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"TrainConfig.warmup is {self.warmup!r}; it is a fraction of the run, in [0, 1)")
+            raise ValueError(f"warmup is {self.warmup!r}; it is a fraction of the run, in [0, 1)")
 
 
 @dataclass
@@ -74,8 +62,9 @@ class TrainResult:
         epoch: Epochs done.
         step: Optimizer steps done.
         minutes: Time spent, over all resumptions.
-        best_epoch: The epoch with the highest monitored validation value, counted from 1; None without one.
+        best_epoch: The epoch with the best monitored validation value, counted from 1; None without one.
         best_value: That value.
+        higher_is_better: Whether that is the highest or the lowest one.
         history: One row per epoch: ``epoch``, ``loss``, ``lr`` (of the last step), ``minutes``, and
             ``valid_<name>`` for each metric (None where it was not a finite number).
     """
@@ -86,6 +75,7 @@ class TrainResult:
     minutes: float = 0.0
     best_epoch: int | None = None
     best_value: float | None = None
+    higher_is_better: bool = True
     history: list[Row] = field(default_factory=list)
 
     @property
@@ -104,7 +94,8 @@ class TrainResult:
         self.minutes = row["minutes"] or 0.0
         self.history.append({"epoch": self.epoch, **row})
         value = row.get(self.monitor or "")
-        if value is not None and (self.best_value is None or value > self.best_value):
+        sign = 1 if self.higher_is_better else -1
+        if value is not None and (self.best_value is None or sign * value > sign * self.best_value):
             self.best_epoch, self.best_value = self.epoch, value
 
     def is_done(self, config: TrainConfig) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,13 +14,15 @@ from torch.utils.data import DistributedSampler
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from geoattn._optional import require
 from geoattn.train import checkpoint
-from geoattn.train.config import Loss, Metric, Samples, TrainConfig, TrainResult
+from geoattn.train.config import Row, TrainConfig, TrainResult
+from geoattn.train.evaluate import compute, measure
+from geoattn.train.fabric import make_fabric
 from geoattn.train.optim import adamw, schedule
 from geoattn.train.plot import write_history
+from geoattn.train.prepare import Prepared
 from geoattn.train.randomness import own_random_state, seed_all
-from geoattn.train.validate import negative, validate
+from geoattn.train.task import Samples, Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -30,65 +31,62 @@ KEPT = "the last checkpoint is as it was before"
 
 
 def fit(
+    task: Task,
     model: nn.Module,
-    train_set: Samples,
-    loss: Loss,
+    samples: Samples,
     folder: str | Path,
     config: TrainConfig | None = None,
     *,
-    valid_set: Samples | None = None,
-    metric: Metric | None = None,
+    valid_samples: Samples | None = None,
     resume: bool = False,
     fabric: Fabric | None = None,
 ) -> TrainResult:
-    """Train ``model`` and keep checkpoints, metrics and curves in ``folder``.
+    """Train a network and keep checkpoints, metrics and curves in ``folder``.
 
-    A run that was killed, at whatever moment, and is called again with ``resume=True`` ends on the CPU with
-    the same weights, bit for bit, as one that was not. For that, Python's, NumPy's and torch's global
-    generators are seeded at each epoch from (seed, epoch, process); on return they are as they were.
+    A run that was killed, at whatever moment, and is called again with ``resume=True`` ends on the CPU with the same
+    weights, bit for bit, as one that was not. For that, Python's, NumPy's and torch's global generators are seeded at
+    each epoch from (seed, epoch, process); on return they are as they were. A run that is complete is left as it is.
 
-    Under ``torchrun`` each process trains on its share of the samples and gradients are averaged; N processes
-    then take the steps of one process with N times the batch size.
+    Under ``torchrun`` each process trains on its share of the samples and gradients are averaged; N processes then take
+    the steps of one process with N times the batch size.
 
     Args:
-        model: The network; it is trained in place and ends with the weights of ``last/``. If it has
+        task: What is learned: how samples are prepared, the loss, the metrics.
+        model: The network (`Task.model`); it is trained in place and ends with the weights of ``last/``. If it has
             ``save_pretrained``, checkpoints are written with it.
-        train_set: Samples that PyG's ``DataLoader`` can batch. If it has ``set_epoch``, that is called before
-            each epoch with 0, 1, ...
-        loss: ``loss(model, batch)``, a scalar; the mean over the batch if processes are to be comparable.
+        samples: The training samples, as `Task.dataset` gives them.
         folder: Where to write. It is made.
-        config: How to train.
-        valid_set: Samples to validate on after each epoch.
-        metric: ``metric(model, batch)`` gives ``(sum, count)`` or ``{name: (sum, count)}``; sums and counts
-            are added up over the validation set and divided. Higher is better; the first one is monitored.
-            A single one has the function's name in the history. Default: the negative of ``loss``.
+        config: How to train; default: as the task says.
+        valid_samples: To measure after each epoch. The task's first metric chooses the best one.
         resume: Go on from ``folder/last`` if it is there. Only ``config.epochs`` may differ, and only grow.
-        fabric: Device, precision and strategy. Default: CUDA if there is any, else the CPU, in float32, in
-            as many processes as ``torchrun`` started. bf16 works; fp16 with a loss scaler does not.
+        fabric: Device, precision and strategy; default: `make_fabric`. bfloat16 works; float16 with a loss scaler does
+            not.
 
     Raises:
         FileExistsError: If ``folder`` holds a checkpoint and ``resume`` is False.
-        ValueError: If a set is empty, nothing is trainable, or the checkpoint is of another model, dataset or
+        ValueError: If a set is empty, nothing is trainable, or the checkpoint is of another task, model, data set or
             config.
         FloatingPointError: If the loss or its gradient is not finite. The last checkpoint stays.
     """
-    config = config or TrainConfig()
-    for name, samples in (("train_set", train_set), ("valid_set", valid_set)):
-        if samples is not None and len(samples) == 0:
+    config = config or task.training
+    for name, given in (("samples", samples), ("valid_samples", valid_samples)):
+        if given is not None and len(given) == 0:
             raise ValueError(f"{name} is empty")
-    if valid_set is None and config.patience is not None:
-        raise ValueError(f"TrainConfig.patience is {config.patience}, but there is no valid_set to watch")
-    if fabric is None:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets these two
-        nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        fabric = require("lightning_fabric").Fabric(accelerator=device, devices=processes, num_nodes=max(nodes, 1))
+    if valid_samples is None and config.patience is not None:
+        raise ValueError(f"patience is {config.patience}, but there are no validation samples to watch")
+    fabric = fabric or make_fabric()
     fabric.launch()
     state = TrainResult(Path(folder))
     was_training = model.training
     try:
         with own_random_state(fabric.device):
-            _train(fabric, model, train_set, loss, state, config, valid_set, metric or negative(loss), resume)
+            _train(fabric, task.adapted(samples), model, samples, state, config, valid_samples, resume)
+    except KeyboardInterrupt:
+        if fabric.is_global_zero and (state.folder / "last").exists():
+            print(
+                f"\nstopped; {state.folder}/last has what was learned before this epoch, and resume goes on from there"
+            )
+        raise
     finally:
         model.train(was_training)
     if fabric.is_global_zero:
@@ -99,18 +97,17 @@ def fit(
 
 def _train(
     fabric: Fabric,
+    task: Task,
     model: nn.Module,
-    train_set: Samples,
-    loss: Loss,
+    samples: Samples,
     state: TrainResult,
     config: TrainConfig,
-    valid_set: Samples | None,
-    metric: Metric,
+    valid_samples: Samples | None,
     resume: bool,
 ) -> None:
     optimizer = adamw(model, config)
     module, fabric_optimizer = fabric.setup(model, optimizer)
-    run = checkpoint.describe(config, model, train_set, valid_set, fabric.world_size)
+    run = checkpoint.describe(task, config, model, samples, valid_samples, fabric.world_size)
     if fabric.is_global_zero:
         state.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.recover(state.folder)
@@ -119,16 +116,26 @@ def _train(
         if not resume:
             raise FileExistsError(f"{state.folder} holds a checkpoint: pass resume=True to go on, or another folder")
         checkpoint.restore(state, model, optimizer, run)
+        if state.is_done(config):
+            return
 
+    prepare = task.prepare(model)
+    workers, cache = config.workers, config.cache
+    seed_all(config.seed, 0, 0)  # for samples that draw from the global generators when they are read
+    train_set = Prepared(samples, prepare, task.copies, config.seed, workers, cache, "preparing training samples")
+    valid_set = None
+    if valid_samples is not None:
+        title = "preparing validation samples"
+        valid_set = Prepared(valid_samples, prepare, workers=workers, cache=cache, title=title)
     # One permutation per epoch, dealt out to the processes in turn; it needs only the length of the set.
     shuffle: DistributedSampler[Any] = DistributedSampler(
         cast("Any", train_set), num_replicas=fabric.world_size, rank=fabric.global_rank, seed=config.seed
     )
-    loader = DataLoader(train_set, config.batch_size, sampler=shuffle, num_workers=config.workers)
+    loader = DataLoader(train_set, config.batch_size, sampler=shuffle)
     steps = config.epochs * len(loader)
     clock = _Clock(fabric, state.minutes, config.minutes)
     with tqdm(
-        desc="train",
+        desc="training",
         unit="sample",
         initial=state.epoch * shuffle.total_size,
         total=config.epochs * shuffle.total_size,
@@ -139,8 +146,7 @@ def _train(
         while not state.is_done(config):
             seed_all(config.seed, state.epoch, fabric.global_rank)
             shuffle.set_epoch(state.epoch)
-            if hasattr(train_set, "set_epoch"):
-                train_set.set_epoch(state.epoch)
+            train_set.set_epoch(state.epoch)
             module.train()
             total, count = 0.0, 0
             for batch in loader:
@@ -149,18 +155,19 @@ def _train(
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr * schedule(min(progress, 1.0), config.warmup)
                 place = f"epoch {state.epoch + 1}, step {state.step + 1}"
-                value = _step(fabric, module, fabric_optimizer, loss, batch.to(fabric.device), config, place)
+                value = _step(fabric, module, fabric_optimizer, task, fabric.to_device(batch), config, place)
+                size = task.size(batch)
                 state.step += 1
-                total, count = total + value * batch.num_graphs, count + batch.num_graphs
+                total, count = total + value * size, count + size
                 clock.read()
                 bar.set_postfix(_postfix(value, state), refresh=False)
-                bar.update(batch.num_graphs * fabric.world_size)
+                bar.update(size * fabric.world_size)
                 if clock.fraction > 0:
                     bar.total = round(bar.n / max(state.step / steps, clock.fraction))
                 if clock.fraction >= 1:
                     break
             _share_buffers(fabric, model)
-            values = {} if valid_set is None else validate(fabric, model, valid_set, metric, config)
+            values = {} if valid_set is None else _validate(fabric, task, model, valid_set, state, config)
             rate = optimizer.param_groups[0]["lr"]
             state.add({"loss": total / count, "lr": rate, "minutes": clock.read(), **values})
             if fabric.is_global_zero and state.should_save(config):
@@ -168,11 +175,29 @@ def _train(
             fabric.barrier()
 
 
+def _validate(
+    fabric: Fabric, task: Task, model: nn.Module, valid_set: Prepared, state: TrainResult, config: TrainConfig
+) -> Row:
+    """The scalar metrics over the whole set, None where one is not a finite number. Every sample counts once."""
+    metrics = task.metrics(model)
+    monitor, first = next(iter(metrics.items()))
+    if first.higher_is_better is None:
+        raise ValueError(f"metric {monitor!r} chooses the best epoch, but does not say if higher_is_better")
+    state.higher_is_better = first.higher_is_better
+    share = range(fabric.global_rank, len(valid_set), fabric.world_size)
+    loader = DataLoader(valid_set, config.batch_size, sampler=share)
+    # The bare model: processes may differ in their number of batches, and the wrapper would wait for them.
+    with fabric.autocast():
+        measure(task, metrics, model, (fabric.to_device(batch) for batch in loader))
+    values = {name: value.item() for name, value in compute(metrics).items() if value.ndim == 0}
+    return {f"valid_{name}": value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def _step(
-    fabric: Fabric, module: nn.Module, optimizer: Any, loss: Loss, batch: Any, config: TrainConfig, place: str
+    fabric: Fabric, module: nn.Module, optimizer: Any, task: Task, batch: Any, config: TrainConfig, place: str
 ) -> float:
     """One step of the optimizer; returns the loss, averaged over the processes, so that all fail alike."""
-    local = loss(module, batch)
+    local = task.loss(module, batch)
     value = float(cast("Tensor", fabric.all_reduce(local.detach().clone())))
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value} at {place}; {KEPT}")

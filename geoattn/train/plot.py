@@ -27,18 +27,19 @@ def write_history(result: TrainResult) -> None:
         new.write_text(text)
         os.replace(new, result.folder / name)
     try:
-        plot_curves(result.history, result.folder / "curves.png")
+        plot_curves(result.history, result.folder / "curves.png", result.best_epoch)
     except ImportError as error:
         print(f"no curves.png: {error}")
 
 
-def plot_curves(history: Sequence[Row], path: str | Path) -> None:
+def plot_curves(history: Sequence[Row], path: str | Path, best_epoch: int | None = None) -> None:
     """Draw the training loss and the validation metrics against the epoch, and write a PNG to ``path``.
 
     Args:
         history: One row per epoch, as in :class:`geoattn.train.TrainResult`: ``epoch``, ``loss``, and any
             number of ``valid_...``, of which the first is the monitored one.
         path: The PNG to write.
+        best_epoch: The epoch to mark, counted from 1.
 
     Raises:
         ImportError: If matplotlib, which the extra ``viz`` installs, is missing.
@@ -65,9 +66,8 @@ def plot_curves(history: Sequence[Row], path: str | Path) -> None:
     if metrics:
         for index, name in enumerate(metrics):
             draw(1, name, name.removeprefix("valid_").replace("_", " "), f"C{1 + index % 9}")
-        scored = [row for row in history if row.get(metrics[0]) is not None]
-        if scored:
-            best = max(scored, key=lambda row: row[metrics[0]] or 0.0)
+        if best_epoch is not None:
+            best = history[best_epoch - 1]
             axes[1].plot([best["epoch"]], [best[metrics[0]]], "o", color="C1", markersize=9, fillstyle="none")
             axes[1].annotate(
                 f"{best[metrics[0]]:.4g}",

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from geoattn.geometry.cache import cached, fingerprint
 from geoattn.geometry.threads import one_thread
-from geoattn.train.config import Samples
 from geoattn.train.randomness import mixed_seed, own_random_state, seed_all
+from geoattn.train.task import Samples
 
 Prepare = Callable[[Data, torch.Generator | None], Data]
 

@@ -6,21 +6,22 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 
 from geoattn.data import Bodies, MeshElements, RandomDeform
 from geoattn.data.transforms import ELEMENTS
-from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig, evaluate, segment, train
+from geoattn.models import create_model, load_model
+from geoattn.models.segmentation import SegmentationTask, SurfaceTransformerConfig, segment
 from geoattn.models.segmentation.segment import HUMAN
-from geoattn.train import TrainConfig
+from geoattn.train import TrainConfig, evaluate, fit
 
 SMALL = {"channels": 16, "heads": 2, "blocks": 2, "latents": 4}
 
 
-def network(**change):
+def network(name="surface_transformer", **change):
     """A small network none of whose parameters is at its start."""
     torch.manual_seed(0)
-    model = SurfaceTransformer(SurfaceTransformerConfig(names=("a", "b", "c"), **{**SMALL, **change}))
+    model = create_model(name, names=("a", "b", "c"), **{**SMALL, **change})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -36,7 +37,10 @@ def mesh(seed=0):
 
 def logits(model, data):
     with torch.no_grad():
-        return model(MeshElements(model.config.element, model.config.labelled)(data))
+        return model(model.input_transform()(data))
+
+
+NETWORKS = ["surface_transformer", "surface_classifier"]
 
 
 @pytest.mark.parametrize(("element", "labelled"), [("vertex", e) for e in ELEMENTS] + [(e, e) for e in ELEMENTS[1:]])
@@ -54,9 +58,9 @@ def test_permuting_vertices_and_faces_permutes_the_output(element, labelled):
     torch.testing.assert_close(found, expected[order], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_turning_moving_scaling_and_mirroring_change_nothing(whole):
-    model, data = network(whole=whole), mesh()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_turning_moving_scaling_and_mirroring_change_nothing(name):
+    model, data = network(name), mesh()
     turn = torch.from_numpy(Rotation.random(rng=1).as_matrix()).float()
     mirror = torch.diag(torch.tensor([-1.0, 1, 1]))
     expected = logits(model, data)
@@ -65,16 +69,6 @@ def test_turning_moving_scaling_and_mirroring_change_nothing(whole):
         (data.pos @ mirror, data.face.flip(0)),  # flipped, as a mirrored mesh is inside out
     ):
         torch.testing.assert_close(logits(model, Data(pos=pos, face=face)), expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_batch_is_its_meshes_side_by_side(whole):
-    model, meshes = network(whole=whole), [mesh(0), mesh(1), mesh(2)]
-    elements = [MeshElements()(data) for data in meshes]
-    with torch.no_grad():
-        together = model(Batch.from_data_list(elements))
-    alone = torch.cat([logits(model, data) for data in meshes])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 @given(st.data())
@@ -99,14 +93,6 @@ def test_every_parameter_learns():
     unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # The first latents are the same for every query, and a shift of all keys' scores changes no softmax.
     assert [name for name in unused if not name.endswith("bias")] == []
-
-
-def test_checkpoints_come_back_the_same(tmp_path):
-    model = network()
-    model.save_pretrained(tmp_path)
-    again = SurfaceTransformer.from_pretrained(tmp_path).eval()
-    assert again.config == model.config
-    assert torch.equal(logits(again, mesh()), logits(model, mesh()))
 
 
 def test_segment_treats_vertices_at_one_place_as_one():
@@ -141,9 +127,9 @@ def test_segment_leaves_its_input_and_the_model_as_they_were():
 def test_what_cannot_be_segmented_is_named():
     with pytest.raises(ValueError, match="a point cloud has none"):
         segment(Data(pos=torch.rand(5, 3)), network())
-    with pytest.raises(ValueError, match="whole meshes"):
-        segment(mesh(), network(whole=True))
-    with pytest.raises(ValueError, match="at least 2 classes"):
+    with pytest.raises(TypeError, match="expected a SurfaceTransformer, got a SurfaceClassifier"):
+        segment(mesh(), network("surface_classifier"))
+    with pytest.raises(ValueError, match="those of at least 2 classes"):
         SurfaceTransformerConfig(names=("one",))
     with pytest.raises(ValueError, match="element must be one of"):
         SurfaceTransformerConfig(names=("a", "b"), element="corner")
@@ -161,17 +147,17 @@ def test_training_learns_parts_it_has_not_seen(tmp_path):
         return data
 
     torch.manual_seed(0)
-    model = SurfaceTransformer(SurfaceTransformerConfig(names=("blunt", "pointed"), **SMALL))
+    task, model = SegmentationTask(copies=2), create_model("surface_transformer", names=("blunt", "pointed"), **SMALL)
     meshes = [labelled(i) for i in range(12)]
-    result = train(model, meshes, tmp_path, TrainConfig(epochs=12, batch_size=2, lr=3e-3), copies=2)
-    assert evaluate(model, [labelled(20), labelled(21)])["accuracy"] > 0.9
+    result = fit(task, model, meshes, tmp_path, TrainConfig(epochs=12, batch_size=2, lr=3e-3))
+    assert evaluate(task, model, [labelled(20), labelled(21)])["accuracy"] > 0.9
     assert result.history[-1]["loss"] < result.history[0]["loss"]
-    again = SurfaceTransformer.from_pretrained(result.checkpoint)
-    assert torch.equal(logits(again.eval(), meshes[0]), logits(model.eval(), meshes[0]))
+    again = load_model(result.checkpoint)
+    assert torch.equal(logits(again, meshes[0]), logits(model.eval(), meshes[0]))
 
 
 def test_the_checkpoint_in_the_package_finds_parts_of_bodies():
     bodies = Bodies(3, seed=2)
-    model = SurfaceTransformer.from_pretrained(HUMAN)
-    assert evaluate(model, bodies)["accuracy"] > 0.85
+    model = load_model(HUMAN)
+    assert evaluate(SegmentationTask(), model, bodies)["accuracy"] > 0.85
     assert sum(p.numel() for p in model.parameters()) < 2_000_000

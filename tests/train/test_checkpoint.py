@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from trainee import LongAlong
 
 from geoattn.train import TrainConfig, TrainResult, checkpoint
 
@@ -38,7 +39,7 @@ class Run:
         self.model = nn.Linear(2, 3)
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         self.state = TrainResult(folder)
-        self.description = checkpoint.describe(CONFIG, self.model, range(5), None, 1)
+        self.description = checkpoint.describe(LongAlong(), CONFIG, self.model, range(5), None, 1)
 
     def epoch(self, value):
         epoch = self.state.epoch + 1

@@ -16,8 +16,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import global_mean_pool
+from torchmetrics import Metric
 
-from geoattn.train import TrainConfig, fit
+from geoattn.train import Task, TrainConfig, fit
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,7 @@ class Clouds:
         self.y = torch.arange(length) % 2
         scale = 0.3 + 2 * torch.eye(3)[self.y][:, None]
         self.pos = torch.randn(length, 10, 3, generator=generator) * scale
-        self.augment, self.slow, self.epochs = augment, slow, []
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epochs.append(epoch)
+        self.augment, self.slow = augment, slow
 
     def __len__(self) -> int:
         return len(self.y)
@@ -68,12 +66,46 @@ class Clouds:
         return Data(pos=pos, y=self.y[index : index + 1])
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    return nn.functional.cross_entropy(model(batch), batch.y)
+class Mean(Metric):
+    """The mean of what it is updated with."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor | float, count: int) -> None:
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
 
 
-def accuracy(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    return (model(batch).argmax(1) == batch.y).sum(), batch.num_graphs
+@dataclass(frozen=True)
+class LongAlong(Task):
+    """Along which axis a cloud is long. Clouds are read anew in each epoch, and may be augmented then."""
+
+    name = "long_along"
+    network = ""
+    copies: int | None = None
+
+    def dataset(self, data: str, split: str, samples: int | None = None) -> Clouds:
+        return Clouds(samples or 24, ("train", "valid", "test").index(split), augment=split == "train")
+
+    def model(self, samples: Clouds, network: str | None = None, **options: object) -> Net:
+        return build(**options)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(model(batch), batch.y)
+
+    def metrics(self, model: nn.Module) -> dict[str, Metric]:
+        return {"accuracy": Mean()}
+
+    def measure(self, metrics: dict[str, Metric], model: nn.Module, batch: Batch) -> None:
+        metrics["accuracy"].update((model(batch).argmax(1) == batch.y).sum(), batch.num_graphs)
 
 
 def build(**config: object) -> Net:
@@ -90,7 +122,7 @@ def train(folder: Path, config: dict, model: dict, length: int, slow: float, aug
     """Train, and say how it ended."""
     net = build(**model)
     train_set, valid_set = Clouds(length, 0, augment, slow), Clouds(7, 1)
-    fit(net, train_set, loss, folder, TrainConfig(**config), valid_set=valid_set, metric=accuracy, resume=True)
+    fit(LongAlong(), net, train_set, folder, TrainConfig(**config), valid_samples=valid_set, resume=True)
     history = json.loads((folder / "history.json").read_text())
     return {"model": net.state_dict(), "history": history}
 

@@ -2,6 +2,6 @@
 
 from geoattn.models.segmentation.segment import Segmentation, segment
 from geoattn.models.segmentation.surface_transformer import SurfaceTransformer, SurfaceTransformerConfig
-from geoattn.models.segmentation.task import evaluate, train
+from geoattn.models.segmentation.task import SegmentationTask
 
-__all__ = ["Segmentation", "SurfaceTransformer", "SurfaceTransformerConfig", "evaluate", "segment", "train"]
+__all__ = ["Segmentation", "SegmentationTask", "SurfaceTransformer", "SurfaceTransformerConfig", "segment"]

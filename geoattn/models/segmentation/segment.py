@@ -10,9 +10,12 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch_geometric.data import Data
 
-from geoattn.data.transforms import Element, MeshElements, element_corners
+from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import face_areas, face_normals, simplify, vertex_normals
+from geoattn.models.network import Network
 from geoattn.models.segmentation.surface_transformer import SurfaceTransformer
+from geoattn.train.evaluate import evaluating
+from geoattn.train.fabric import Precision
 
 HUMAN = Path(__file__).parent / "assets" / "human"
 """The checkpoint that comes with the package: eight parts of human bodies, trained on `geoattn.data.Bodies` only."""
@@ -33,25 +36,29 @@ class Segmentation(NamedTuple):
 
 
 @torch.no_grad()
-def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation:
+def segment(data: Data, model: Network | None = None, *, precision: Precision = "float32") -> Segmentation:
     """Label the parts of a mesh.
 
     Vertices at one place are treated as one, so that a mesh whose faces share no vertices (an STL) is a surface too.
     A mesh with more than 1.2 times the faces the network was trained on is simplified to that number first; its own
     faces, vertices or edges then get the average of the nearest four that look the same way. The time of the network so
-    does not grow with the mesh. The results are on the CPU.
+    does not grow with the mesh. It runs on the device of the network; the results are on the CPU.
 
     Args:
         data: A mesh with ``pos`` ``[V, 3]`` and ``face`` ``[3, F]``. It is not changed.
         model: The network; default: the one that comes with the package, for human bodies.
+        precision: ``bfloat16`` computes products and attention in bfloat16.
 
     Raises:
-        ValueError: If there are no faces, or the network labels whole meshes.
+        ValueError: If there are no faces.
+        TypeError: If the network is no `SurfaceTransformer`.
     """
     model = SurfaceTransformer.from_pretrained(HUMAN) if model is None else model
+    if not isinstance(model, SurfaceTransformer):
+        raise TypeError(
+            f"expected a SurfaceTransformer, got a {type(model).__name__}, which does not label parts of meshes"
+        )
     config = model.config
-    if config.whole:
-        raise ValueError("this network labels whole meshes, not their parts; call it directly")
     if data.face is None or data.face.numel() == 0:
         raise ValueError("expected a mesh with faces; a point cloud has none")
     pos, face = data.pos.double().cpu(), data.face.cpu()
@@ -61,12 +68,10 @@ def segment(data: Data, model: SurfaceTransformer | None = None) -> Segmentation
     if simplified:
         small, small_face = simplify(small, small_face, config.faces)
 
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    elements = MeshElements(config.element, config.labelled)(Data(pos=small, face=small_face))
-    probability = model(elements.to(device)).softmax(-1).cpu()
-    model.train(was_training)
+    elements = model.input_transform()(Data(pos=small, face=small_face)).to(device)
+    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        probability = model(elements).float().softmax(-1).cpu()
 
     if simplified or config.labelled != "face":
         size = max(float((face_areas(small, small_face).sum() / small_face.size(1)).sqrt()), 1e-12)

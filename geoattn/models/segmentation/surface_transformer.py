@@ -1,35 +1,31 @@
 """SurfaceTransformer: which part of a mesh each of its faces, vertices or edges belongs to."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
 
-from geoattn._optional import require
-from geoattn.data.transforms import CHANNELS, ELEMENTS, Element
+from geoattn.data.transforms import CHANNELS, ELEMENTS, Element, MeshElements
+from geoattn.models.network import Network
+from geoattn.models.registry import register_model
 from geoattn.nn.latents import LatentAttention, feed_forward
 from geoattn.nn.surface import SurfaceAttention
 from geoattn.patterns import Neighbors, Windows
-
-if TYPE_CHECKING:
-    from huggingface_hub import PyTorchModelHubMixin
-else:
-    PyTorchModelHubMixin = require("huggingface_hub").PyTorchModelHubMixin
+from geoattn.train.task import FROM_DATA
 
 
 @dataclass(frozen=True)
-class SurfaceTransformerConfig:
-    """What a `SurfaceTransformer` is made of.
+class SurfaceConfig:
+    """What a network on the surface of meshes is made of.
 
     Attributes:
         names: Names of the classes.
-        element: What attends, and
-        labelled: what is labelled, as in `geoattn.data.MeshElements`.
-        whole: Whether one label is for a whole mesh (classification) rather than for each labelled thing.
-        faces: Number of faces of the meshes it was trained on: finer ones are simplified to it first.
-        channels: Features of an element.
+        in_channels: Features of an element.
+        element: What attends, as in `geoattn.data.MeshElements`.
+        channels: Features of an element inside the network.
         heads: Attention heads.
         blocks: Number of blocks.
         latents: Latents of the global attention.
@@ -37,11 +33,9 @@ class SurfaceTransformerConfig:
         dropout: In perceptrons, before the first layer and before the last, in training.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = field(metadata=FROM_DATA)
+    in_channels: int = field(default=CHANNELS, metadata=FROM_DATA)
     element: Element = "vertex"
-    labelled: Element = "face"
-    whole: bool = False
-    faces: int = 1500
     channels: int = 96
     heads: int = 4
     blocks: int = 4
@@ -52,16 +46,36 @@ class SurfaceTransformerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))  # JSON has lists
         if len(self.names) < 2:
-            raise ValueError(f"expected the names of at least 2 classes, got {self.names}")
-        for name in ("element", "labelled"):
-            if getattr(self, name) not in ELEMENTS:
-                raise ValueError(f"{name} must be one of {ELEMENTS}, got {getattr(self, name)!r}")
+            raise ValueError(f"names must be those of at least 2 classes, got {self.names}")
+        for name in ("in_channels", "channels", "heads", "blocks", "latents", "expansion"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.element not in ELEMENTS:
+            raise ValueError(f"element must be one of {ELEMENTS}, got {self.element!r}")
+
+
+@dataclass(frozen=True)
+class SurfaceTransformerConfig(SurfaceConfig):
+    """What a `SurfaceTransformer` is made of.
+
+    Attributes:
+        labelled: What is labelled, as in `geoattn.data.MeshElements`.
+        faces: Number of faces of the meshes it was trained on: finer ones are simplified to it first.
+    """
+
+    labelled: Element = field(default="face", metadata=FROM_DATA)
+    faces: int = field(default=1500, metadata=FROM_DATA)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labelled not in ELEMENTS:
+            raise ValueError(f"labelled must be one of {ELEMENTS}, got {self.labelled!r}")
 
 
 class Block(nn.Module):
     """Attention to the neighbors on the surface, to all through the latents, and a perceptron."""
 
-    def __init__(self, config: SurfaceTransformerConfig) -> None:
+    def __init__(self, config: SurfaceConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.channels)
         self.local = SurfaceAttention(config.channels, config.heads)
@@ -77,56 +91,75 @@ class Block(nn.Module):
         return x + self.perceptron(x), latents
 
 
-class SurfaceTransformer(nn.Module, PyTorchModelHubMixin):
-    """A transformer on the surface of any triangle mesh, made of `geoattn.attend`.
+class SurfaceNetwork(Network):
+    """What the networks on the surface of meshes share: from descriptors to features of every element.
 
     The elements of a mesh carry descriptors of their surroundings at many scales; each block lets them attend to
     their neighbors on the surface, scoring where those lie (`geoattn.nn.SurfaceAttention`), and to the whole mesh
     through a few latents (`geoattn.nn.LatentAttention`). Positions and normals enter only through distances and
     angles, so moving, turning, mirroring or scaling a mesh changes nothing, and listing its vertices or faces in
     another order only reorders the output. The network is ours.
-
-    Args:
-        config: What it is made of.
-
-    Shapes:
-        Input: a `Data` or `Batch` of them, made by `geoattn.data.MeshElements`, with ``N`` elements, ``M`` labelled
-        things and ``B`` meshes. Output: logits ``[M, K]``, or ``[B, K]`` where a whole mesh has one label.
-
-    Example:
-        >>> import geoattn
-        >>> from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig
-        >>> model = SurfaceTransformer(SurfaceTransformerConfig(names=("left", "right")))
-        >>> logits = model(geoattn.data.MeshElements()(geoattn.load("mesh.obj")))
     """
 
-    def __init__(self, config: SurfaceTransformerConfig) -> None:
+    def __init__(self, config: SurfaceConfig) -> None:
         super().__init__()
         self.config = config
         width = config.channels
-        self.standardize = nn.BatchNorm1d(CHANNELS, affine=False)
+        self.standardize = nn.BatchNorm1d(config.in_channels, affine=False)
         self.stem = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(CHANNELS, width), nn.GELU(), nn.Linear(width, width)
+            nn.Dropout(config.dropout), nn.Linear(config.in_channels, width), nn.GELU(), nn.Linear(width, width)
         )
         self.latents = nn.Parameter(torch.randn(config.latents, width) * 0.02)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.blocks)])
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Dropout(config.dropout), nn.Linear(width, len(config.names)))
 
-    def forward(self, data: Data) -> Tensor:
-        """Logits of the classes."""
-        count = data.x.size(0)
-        ptr = data.ptr if "ptr" in data else torch.tensor([0, count], device=data.x.device)
-        samples = ptr.numel() - 1
-        neighbors = Neighbors.from_edge_index(data.neighbor_index, count)
-        of_latent = torch.arange(samples + 1, device=ptr.device) * self.config.latents
-        reading = Windows(of_latent, ptr)
+    @abstractmethod
+    def input_transform(self) -> BaseTransform:
+        """The `geoattn.data.MeshElements` that makes what the network reads."""
 
+    def features(self, data: Data, ptr: Tensor) -> Tensor:
+        """Features ``[N, C]`` of the elements; ``ptr`` ``[B + 1]`` says where each mesh begins."""
+        neighbors = Neighbors.from_edge_index(data.neighbor_index, data.x.size(0))
+        of_latent = torch.arange(ptr.numel(), device=ptr.device) * self.config.latents
+        reading = Windows(of_latent, ptr)
         x = self.stem(self.standardize(data.x))
-        latents = self.latents.repeat(samples, 1)
+        latents = self.latents.repeat(ptr.numel() - 1, 1)
         for block in self.blocks:
             x, latents = block(x, latents, data, neighbors, reading)
-        if self.config.whole:
-            batch = torch.arange(samples, device=ptr.device).repeat_interleave(ptr.diff())
-            weighted = x * data.area.unsqueeze(1)
-            return self.head(x.new_zeros(samples, x.size(1)).index_add(0, batch, weighted))
-        return self.head(x[data.corner_index].mean(0))
+        return x
+
+
+@register_model("surface_transformer", SurfaceTransformerConfig, "segmentation")
+class SurfaceTransformer(SurfaceNetwork):
+    """A transformer that labels the faces, vertices or edges of any triangle mesh, made of `geoattn.attend`.
+
+    See `SurfaceNetwork` for its blocks.
+
+    Args:
+        config: What it is made of.
+
+    Shapes:
+        Input: a `Data` or `Batch` of them, made by `geoattn.data.MeshElements`, with ``N`` elements and ``M`` labelled
+        things. Output: logits ``[M, K]``.
+
+    Example:
+        >>> import geoattn
+        >>> model = geoattn.models.create_model("surface_transformer", names=("left", "right"))
+        >>> logits = model(geoattn.data.MeshElements()(geoattn.load("mesh.obj")))
+    """
+
+    def __init__(self, config: SurfaceTransformerConfig) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def input_transform(self) -> BaseTransform:  # noqa: D102
+        return MeshElements(self.config.element, self.config.labelled)
+
+    def forward(self, data: Data) -> Tensor:
+        """Logits of the classes."""
+        return self.head(self.features(data, mesh_ptr(data))[data.corner_index].mean(0))
+
+
+def mesh_ptr(data: Data) -> Tensor:
+    """Where each mesh of a batch begins, ``[B + 1]``."""
+    return data.ptr if "ptr" in data else torch.tensor([0, data.x.size(0)], device=data.x.device)

@@ -1,90 +1,84 @@
-"""Training and evaluation of a `SurfaceTransformer`: what is particular to it, around `geoattn.train`."""
+"""Segmentation: what is particular to training and measuring networks that find the parts of a mesh."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch_geometric.data import Data
-from tqdm import tqdm
+from torch import nn
+from torch_geometric.data import Batch
 
-from geoattn.data.transforms import MeshElements, RandomDeform
-from geoattn.metrics import Accuracy, MeanIoU, SoftEdgeAccuracy, edge_labels
-from geoattn.models.segmentation.surface_transformer import SurfaceTransformer
-from geoattn.train import Prepared, Samples, TrainConfig, TrainResult, fit
+from geoattn.data import load_dataset
+from geoattn.data.labelled import Labelled, LabelledSamples
+from geoattn.metrics import SoftEdgeAccuracy, edge_labels, segmentation_metrics
+from geoattn.models.labels import LabelTask
+from geoattn.models.network import Network
+from geoattn.models.registry import create_model, model_config, register_task
+from geoattn.train import Samples
+from geoattn.train.task import Split
 
-
-def loss(model: nn.Module, batch: Data) -> Tensor:
-    """Cross-entropy with labels smoothed by 0.1."""
-    return F.cross_entropy(model(batch), batch.y, label_smoothing=0.1)
-
-
-def accuracy(model: nn.Module, batch: Data) -> dict[str, tuple[Tensor, int]]:
-    """Right labels and their number."""
-    return {"accuracy": ((model(batch).argmax(-1) == batch.y).sum(), batch.y.numel())}
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
-def train(
-    model: SurfaceTransformer,
-    meshes: Samples,
-    folder: str | Path,
-    config: TrainConfig,
-    *,
-    valid_meshes: Samples | None = None,
-    copies: int = 4,
-    resume: bool = False,
-) -> TrainResult:
-    """Train ``model`` on labelled meshes; see `geoattn.train.fit`.
+@register_task
+@dataclass(frozen=True)
+class SegmentationTask(LabelTask):
+    """Parts of meshes: a label for each face, vertex or edge.
 
-    Args:
-        model: Its config says what attends and what is labelled.
-        meshes: Samples with ``pos``, ``face`` and ``y``, one label for each labelled thing or one in all.
-        folder: Where checkpoints, history and curves go.
-        config: How to train.
-        valid_meshes: To measure accuracy on after each epoch.
-        copies: How many deformations of each mesh to train on, itself included.
-        resume: Go on where a run in ``folder`` was stopped.
+    Attributes:
+        labelled: What is labelled: "face", "vertex" or "edge"; "data": what the data set has labels for.
+        copies: Variants of each training sample, itself included: the others are slightly deformed.
+        class_weights: Weights of the classes in the loss: all equal, or "balanced" by how rare they are.
+        label_smoothing: Share of the target that goes to all classes alike (Szegedy et al. 2016).
+        weights: The weights that "balanced" gave on the training samples.
     """
-    transform = MeshElements(model.config.element, model.config.labelled)
 
-    def prepare(mesh: Data, generator: torch.Generator | None) -> Data:
-        mesh = Data(pos=mesh.pos, face=mesh.face, y=mesh.y)
-        return transform(mesh if generator is None else RandomDeform(generator)(mesh))
+    name: ClassVar[str] = "segmentation"
+    network: ClassVar[str] = "surface_transformer"
 
-    train_set = Prepared(meshes, prepare, copies, config.seed, title="preparing training meshes")
-    valid_set = None if valid_meshes is None else Prepared(valid_meshes, prepare, title="preparing validation meshes")
-    return fit(model, train_set, loss, folder, config, valid_set=valid_set, metric=accuracy, resume=resume)
+    labelled: Literal["data", "face", "vertex", "edge"] = "data"
 
+    def dataset(self, data: str, split: Split, samples: int | None = None) -> LabelledSamples:
+        """Meshes of which each face, vertex or edge has a label; see `geoattn.data.load_dataset`."""
+        wanted = None if self.labelled == "data" else cast("Labelled", self.labelled)
+        found = load_dataset(data, split, samples=samples, labelled=wanted)
+        if found.labelled == "whole":
+            raise ValueError(f"{data} has one label for each whole sample: that is the task classification")
+        return found
 
-@torch.no_grad()
-def evaluate(model: SurfaceTransformer, meshes: Samples) -> dict[str, float]:
-    """Measure on labelled meshes.
+    def model(self, samples: Samples, network: str | None = None, **options: Any) -> Network:
+        """A new network for the classes of the samples and for what they label."""
+        meshes = cast("LabelledSamples", samples)
+        some = [meshes[i] for i in range(min(len(meshes), 20))]
+        if any(mesh.face is None for mesh in some):
+            raise ValueError("the samples are point clouds, and there is no network yet that segments those")
+        facts = {
+            "names": meshes.names,
+            "labelled": meshes.labelled,
+            "faces": max(mesh.face.size(1) for mesh in some),
+        }
+        name = network or self.network
+        known = {field.name for field in fields(model_config(name))}
+        return create_model(name, **{key: fact for key, fact in facts.items() if key in known}, **options)
 
-    Returns:
-        ``accuracy`` and ``mean_iou`` (of the labelled things; ``accuracy`` alone where a whole mesh has one label); for
-        meshes with ``edge_soft``, also MeshCNN's ``soft_edge_accuracy``, where the network labels faces or edges.
-    """
-    config = model.config
-    transform = MeshElements(config.element, config.labelled)
-    right, iou, soft = Accuracy(len(config.names)), MeanIoU(len(config.names)), SoftEdgeAccuracy()
-    device = next(model.parameters()).device
-    model.eval()
-    for i in tqdm(range(len(meshes)), "evaluating", unit="mesh"):
-        mesh = meshes[i]
-        logits = model(transform(Data(pos=mesh.pos, face=mesh.face)).to(device)).to(mesh.face.device)
+    def metrics(self, model: nn.Module) -> dict[str, Metric]:
+        """Accuracy, mean IoU, the confusion matrix and MeshCNN's soft edge accuracy, for samples with ``edge_soft``."""
+        return {**segmentation_metrics(cast("Network", model).config.names), "soft_edge_accuracy": SoftEdgeAccuracy()}
+
+    def measure(self, metrics: Mapping[str, Metric], model: nn.Module, batch: Batch) -> None:
+        """Update the metrics."""
+        logits = model(batch)
         prediction = logits.argmax(-1)
-        for metric in (right, iou, soft):
-            metric.to(mesh.face.device)
-        right.update(prediction, mesh.y)
-        iou.update(prediction, mesh.y)
-        if "edge_soft" in mesh and config.labelled != "vertex":
-            on_edges = prediction if config.labelled == "edge" else edge_labels(logits.softmax(-1), mesh.face)
-            soft.update(on_edges, mesh.edge_soft, mesh.pos, mesh.face)
-    found = {"accuracy": float(right.compute())}
-    if not config.whole:
-        found["mean_iou"] = float(iou.compute())
-    if soft.meshes:
-        found["soft_edge_accuracy"] = float(soft.compute())
-    return found
+        of_labels = {name: metric for name, metric in metrics.items() if name != "soft_edge_accuracy"}
+        for metric in of_labels.values():
+            metric.update(prediction, batch.y)
+        labelled = cast("Network", model).config.labelled
+        if "edge_soft" not in batch or labelled == "vertex":
+            return
+        meshes = batch.to_data_list()
+        of_mesh = logits.softmax(-1).split([mesh.corner_index.size(1) for mesh in meshes])
+        for mesh, mine in zip(meshes, of_mesh, strict=True):
+            on_edges = mine.argmax(-1) if labelled == "edge" else edge_labels(mine, mesh.face)
+            metrics["soft_edge_accuracy"].update(on_edges, mesh.edge_soft, mesh.vertex, mesh.face)

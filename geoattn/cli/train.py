@@ -1,0 +1,110 @@
+"""``geoattn train``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from geoattn.cli.options import HelpFormatter, add_data, add_device, add_fields, set_device, values_of
+from geoattn.cli.report import print_figures, write_figures
+from geoattn.data import LabelledSamples, MissingSplitError, hold_out
+from geoattn.models import find_task, list_models, list_tasks, model_config
+from geoattn.train import Samples, Task, TrainConfig, evaluate, fit, make_fabric
+
+
+def add(commands: Any, argv: Sequence[str]) -> None:
+    """Add the command."""
+    tasks = commands.add_parser("train", help="train a network").add_subparsers(required=True, metavar="TASK")
+    for name in list_tasks():
+        task = find_task(name)
+        summary = (task.__doc__ or "").splitlines()[0].rstrip(".")
+        command = tasks.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
+        _add_options(command, task, argv)
+
+
+def _add_options(command: argparse.ArgumentParser, task: type[Task], argv: Sequence[str]) -> None:
+    add_data(command)
+    command.add_argument("-o", "--output", type=Path, default=Path("runs") / task.name, help="checkpoints go here")
+    command.add_argument("--resume", action="store_true", help="go on where the run in --output was stopped")
+    command.add_argument(
+        "--hold-out",
+        metavar="WHAT",
+        help="validate on these training samples: a share such as 0.2, or how their names begin (comma-separated)",
+    )
+    add_device(command)
+    # Which options there are depends on the network, so it is looked for first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--network", default=task.network)
+    network = first.parse_known_args(argv)[0].network
+    networks = list_models(task.name)
+    command.add_argument("--network", choices=networks, default=task.network, help="what to train")
+    add_fields(command.add_argument_group("options of the task"), task)
+    if network in networks:
+        add_fields(command.add_argument_group(f"options of the network {network}"), model_config(network))
+    add_fields(command.add_argument_group("options of the training"), TrainConfig, task.training)
+    command.set_defaults(run=lambda arguments: _train(arguments, task, argv))
+
+
+def _train(arguments: argparse.Namespace, task_class: type[Task], argv: Sequence[str]) -> None:
+    device, folder = set_device(arguments), arguments.output
+    if (folder / "last").exists() and not arguments.resume:
+        raise FileExistsError(f"{folder} holds a run; give --resume to go on with it, or another --output")
+    task = task_class(**values_of(task_class, arguments))
+    config = TrainConfig(**values_of(TrainConfig, arguments))
+    samples = task.dataset(arguments.data, "train", arguments.samples)
+    samples, valid_samples = _validation(task, samples, arguments)
+    if config.patience is not None and valid_samples is None:
+        raise ValueError("--patience needs samples to validate on: give --hold-out, or data with a split valid")
+    torch.manual_seed(config.seed)
+    model = task.model(samples, arguments.network, **values_of(model_config(arguments.network), arguments))
+    fabric = make_fabric(arguments.device, arguments.precision)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
+    if first:
+        held = "" if valid_samples is None else f", {len(valid_samples)} to validate on"
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{arguments.network}, {size:,} parameters, on {device}; {len(samples)} training samples{held}")
+    try:
+        result = fit(
+            task,
+            model,
+            samples,
+            folder,
+            config,
+            valid_samples=valid_samples,
+            resume=arguments.resume,
+            fabric=fabric,
+        )
+    except KeyboardInterrupt:
+        if first:
+            again = shlex.join(["geoattn", *argv, *([] if arguments.resume else ["--resume"])])
+            print(f"\nstopped; go on with: {again}", file=sys.stderr)
+        raise
+    if first:
+        print(f"{result.epoch} epochs in {result.minutes:.1f} minutes; checkpoint: {result.checkpoint}")
+    if arguments.hold_out:  # such a run compares; the test split is for the one that was chosen
+        return
+    try:
+        test = task.dataset(arguments.data, "test", arguments.samples)
+    except MissingSplitError:
+        return
+    figures = evaluate(task, model, test, precision=arguments.precision)
+    if first:
+        print_figures(task, model, figures)
+        write_figures(task, model, figures, folder)
+
+
+def _validation(task: Task, samples: Samples, arguments: argparse.Namespace) -> tuple[Samples, Samples | None]:
+    """What to train on, and what to validate on, if anything."""
+    if arguments.hold_out:
+        return hold_out(cast("LabelledSamples", samples), arguments.hold_out, arguments.seed)
+    try:
+        return samples, task.dataset(arguments.data, "valid", arguments.samples)
+    except MissingSplitError:
+        return samples, None
