@@ -53,9 +53,10 @@ def test_parts_have_plausible_sizes(bodies):
     """Every part's mean share of the area is within half and twice a human's."""
     shares = np.zeros(8)
     for index in range(20):
-        corners = bodies[index].pos[bodies[index].face]
+        body = bodies[index]  # made anew each time it is asked for
+        corners = body.pos[body.face]
         area = torch.linalg.cross(corners[1] - corners[0], corners[2] - corners[0]).norm(dim=1)
-        shares += np.bincount(bodies[index].y, area, 8) / float(area.sum()) / 20
+        shares += np.bincount(body.y, area, 8) / float(area.sum()) / 20
     human = np.array([0.075, 0.03, 0.065, 0.085, 0.33, 0.2, 0.14, 0.068])
     assert (shares > human / 2).all()
     assert (shares < human * 2).all()
