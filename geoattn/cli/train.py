@@ -15,7 +15,7 @@ import torch
 from geoattn.cli.options import HelpFormatter, add_data, add_device, add_fields, set_device, values_of
 from geoattn.cli.report import print_figures, write_figures
 from geoattn.data import LabelledSamples, MissingSplitError, hold_out
-from geoattn.models import find_task, list_models, list_tasks, model_config
+from geoattn.models import find_task, list_models, list_tasks, load_model, model_config
 from geoattn.train import Samples, Task, TrainConfig, evaluate, fit, make_fabric
 
 
@@ -94,6 +94,7 @@ def _train(arguments: argparse.Namespace, task_class: type[Task], argv: Sequence
         test = task.dataset(arguments.data, "test", arguments.samples)
     except MissingSplitError:
         return
+    model = load_model(result.checkpoint).to(fabric.device)
     figures = evaluate(task, model, test, precision=arguments.precision)
     if first:
         print_figures(task, model, figures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from geoattn._optional import require
+from geoattn.train.task import as_it_is
 
 if TYPE_CHECKING:
     from huggingface_hub import PyTorchModelHubMixin
@@ -34,9 +34,9 @@ class Network(nn.Module, PyTorchModelHubMixin):
     tasks: ClassVar[tuple[str, ...]]
     config: Any
 
-    @abstractmethod
     def input_transform(self) -> Callable[[Any], Any]:
         """The transform that makes of a sample, such as a loaded mesh, what ``forward`` reads; it can be pickled."""
+        return as_it_is
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:  # type: ignore[override]
         """Write ``model.safetensors`` and ``config.json``, from which `geoattn.models.load_model` makes it again."""
