@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import geoattn
-from geoattn.cli import evaluate, info, segment, train
+from geoattn.cli.options import HelpFormatter
 from geoattn.data import LoadError
+
+COMMANDS = {
+    "segment": "label the parts of a mesh",
+    "info": "what is in a mesh file, and what may go wrong with it",
+    "train": "train a network",
+    "evaluate": "measure a network on labelled samples",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("geoattn", description="Attention for meshes and point clouds.")
     parser.add_argument("--version", action="version", version=f"geoattn {geoattn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (segment, info, train, evaluate):
-        command.add(commands, argv)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
+        if argv[:1] == [name]:  # the others need not be imported
+            import_module(f"geoattn.cli.{name}").add_options(command, argv)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)

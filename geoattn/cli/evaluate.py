@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from geoattn.cli.options import HelpFormatter, add_data, add_device, set_device
+from geoattn.cli.options import add_data, add_device, set_device
 from geoattn.cli.report import print_figures, write_figures
 from geoattn.models import load_model, load_task
 from geoattn.models.segmentation.segment import HUMAN
 from geoattn.train import evaluate
 
 
-def add(commands: Any, argv: Sequence[str]) -> None:
-    """Add the command."""
-    command = commands.add_parser(
-        "evaluate", help="measure a network on labelled samples", formatter_class=HelpFormatter
-    )
+def add_options(command: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Add the command's arguments."""
     command.add_argument(
         "model",
         nargs="?",

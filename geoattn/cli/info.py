@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import geoattn
 
 
-def add(commands: Any, argv: Sequence[str]) -> None:
-    """Add the command."""
-    command = commands.add_parser("info", help="what is in a mesh file, and what may go wrong with it")
+def add_options(command: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Add the command's arguments."""
     command.add_argument("mesh", type=Path, help="any file geoattn.load reads")
     command.set_defaults(run=_info)
 

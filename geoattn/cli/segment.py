@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import geoattn
-from geoattn.cli.options import HelpFormatter, add_device, set_device
+from geoattn.cli.options import add_device, set_device
 from geoattn.data.io import check_output, check_path
 from geoattn.models import load_model
 from geoattn.models.segmentation import segment
@@ -16,9 +16,8 @@ from geoattn.models.segmentation.segment import HUMAN
 from geoattn.viz import PAGE_FORMATS, PICTURE_FORMATS, page, picture
 
 
-def add(commands: Any, argv: Sequence[str]) -> None:
-    """Add the command."""
-    command = commands.add_parser("segment", help="label the parts of a mesh", formatter_class=HelpFormatter)
+def add_options(command: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Add the command's arguments."""
     command.add_argument("mesh", type=Path, help="any mesh file geoattn.load reads")
     command.add_argument("-o", "--output", type=Path, help="write the mesh with labels as colors and attribute here")
     command.add_argument("--picture", type=Path, help="write a picture (PNG) here")

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -17,19 +17,20 @@ from geoattn.cli.report import print_figures, write_figures
 from geoattn.data import LabelledSamples, MissingSplitError, hold_out
 from geoattn.models import find_task, list_models, list_tasks, load_model, model_config
 from geoattn.train import Samples, Task, TrainConfig, evaluate, fit, make_fabric
+from geoattn.train.task import Split
 
 
-def add(commands: Any, argv: Sequence[str]) -> None:
-    """Add the command."""
-    tasks = commands.add_parser("train", help="train a network").add_subparsers(required=True, metavar="TASK")
+def add_options(command: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Add the command's arguments: those of each task."""
+    tasks = command.add_subparsers(required=True, metavar="TASK")
     for name in list_tasks():
         task = find_task(name)
         summary = (task.__doc__ or "").splitlines()[0].rstrip(".")
-        command = tasks.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
-        _add_options(command, task, argv)
+        of_task = tasks.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
+        _add_options_of_task(of_task, task, argv)
 
 
-def _add_options(command: argparse.ArgumentParser, task: type[Task], argv: Sequence[str]) -> None:
+def _add_options_of_task(command: argparse.ArgumentParser, task: type[Task], argv: Sequence[str]) -> None:
     add_data(command)
     command.add_argument("-o", "--output", type=Path, default=Path("runs") / task.name, help="checkpoints go here")
     command.add_argument("--resume", action="store_true", help="go on where the run in --output was stopped")
@@ -58,8 +59,7 @@ def _train(arguments: argparse.Namespace, task_class: type[Task], argv: Sequence
         raise FileExistsError(f"{folder} holds a run; give --resume to go on with it, or another --output")
     task = task_class(**values_of(task_class, arguments))
     config = TrainConfig(**values_of(TrainConfig, arguments))
-    samples = task.dataset(arguments.data, "train", arguments.samples)
-    samples, valid_samples = _validation(task, samples, arguments)
+    samples, valid_samples, test_samples = _splits(task, arguments)
     if config.patience is not None and valid_samples is None:
         raise ValueError("--patience needs samples to validate on: give --hold-out, or data with a split valid")
     torch.manual_seed(config.seed)
@@ -88,24 +88,25 @@ def _train(arguments: argparse.Namespace, task_class: type[Task], argv: Sequence
         raise
     if first:
         print(f"{result.epoch} epochs in {result.minutes:.1f} minutes; checkpoint: {result.checkpoint}")
-    if arguments.hold_out:  # such a run compares; the test split is for the one that was chosen
-        return
-    try:
-        test = task.dataset(arguments.data, "test", arguments.samples)
-    except MissingSplitError:
+    if test_samples is None:
         return
     model = load_model(result.checkpoint).to(fabric.device)
-    figures = evaluate(task, model, test, precision=arguments.precision)
+    figures = evaluate(task, model, test_samples, precision=arguments.precision)
     if first:
         print_figures(task, model, figures)
         write_figures(task, model, figures, folder)
 
 
-def _validation(task: Task, samples: Samples, arguments: argparse.Namespace) -> tuple[Samples, Samples | None]:
-    """What to train on, and what to validate on, if anything."""
-    if arguments.hold_out:
-        return hold_out(cast("LabelledSamples", samples), arguments.hold_out, arguments.seed)
-    try:
-        return samples, task.dataset(arguments.data, "valid", arguments.samples)
-    except MissingSplitError:
-        return samples, None
+def _splits(task: Task, arguments: argparse.Namespace) -> tuple[Samples, Samples | None, Samples | None]:
+    """What to train on, to validate on and to test on, all opened before the work begins."""
+
+    def split(name: Split) -> Samples | None:
+        try:
+            return task.dataset(arguments.data, name, arguments.samples)
+        except MissingSplitError:
+            return None
+
+    samples = task.dataset(arguments.data, "train", arguments.samples)
+    if arguments.hold_out:  # such a run compares; the test split is for the one that was chosen
+        return *hold_out(cast("LabelledSamples", samples), arguments.hold_out, arguments.seed), None
+    return samples, split("valid"), split("test")

@@ -49,12 +49,16 @@ class LabelTask(Task):
             raise ValueError(f'class_weights must be "equal" or "balanced", got {self.class_weights!r}')
 
     def check(self, model: nn.Module, samples: Samples) -> None:
-        """Raise a ValueError if the classes are not those that ``model`` was made for."""
-        names, expected = getattr(samples, "names", None), cast("Network", model).config.names
-        if names is not None and tuple(names) != expected:
+        """Raise a ValueError if the samples have other classes than ``model`` was made for, or label something else."""
+        config = cast("Network", model).config
+        names, labelled = getattr(samples, "names", config.names), getattr(samples, "labelled", None)
+        expected = getattr(config, "labelled", "whole")
+        if tuple(names) != config.names:
             raise ValueError(
-                f"the data have the classes {', '.join(names)}, but the network was made for {', '.join(expected)}"
+                f"the data have the classes {', '.join(names)}, but the network was made for {', '.join(config.names)}"
             )
+        if labelled not in (None, expected):
+            raise ValueError(f"the data have labels for each {labelled}, but the network labels each {expected}")
 
     def adapted(self, samples: Samples) -> Self:
         """With the weights of the classes, where they follow from the training samples."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torch_geometric.loader import DataLoader
-from tqdm import tqdm
 
 from geoattn.train import checkpoint
 from geoattn.train.config import Row, TrainConfig, TrainResult
@@ -21,6 +19,7 @@ from geoattn.train.fabric import make_fabric
 from geoattn.train.optim import adamw, schedule
 from geoattn.train.plot import write_history
 from geoattn.train.prepare import Prepared
+from geoattn.train.progress import progress_bar
 from geoattn.train.randomness import own_random_state, seed_all
 from geoattn.train.task import Samples, Task
 
@@ -74,6 +73,7 @@ def fit(
             raise ValueError(f"{name} is empty")
     if valid_samples is None and config.patience is not None:
         raise ValueError(f"patience is {config.patience}, but there are no validation samples to watch")
+    task.check(model, samples)
     fabric = fabric or make_fabric()
     fabric.launch()
     state = TrainResult(Path(folder))
@@ -134,14 +134,12 @@ def _train(
     loader = DataLoader(train_set, config.batch_size, sampler=shuffle)
     steps = config.epochs * len(loader)
     clock = _Clock(fabric, state.minutes, config.minutes)
-    with tqdm(
+    with progress_bar(
         desc="training",
         unit="sample",
         initial=state.epoch * shuffle.total_size,
         total=config.epochs * shuffle.total_size,
         disable=not fabric.is_global_zero,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-        maxinterval=60,
     ) as bar:
         while not state.is_done(config):
             seed_all(config.seed, state.epoch, fabric.global_rank)

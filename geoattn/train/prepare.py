@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,10 +14,10 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Data
-from tqdm import tqdm
 
 from geoattn.geometry.cache import cached, fingerprint
 from geoattn.geometry.threads import one_thread
+from geoattn.train.progress import progress_bar
 from geoattn.train.randomness import mixed_seed, own_random_state, seed_all
 from geoattn.train.task import Samples
 
@@ -71,13 +70,7 @@ class Prepared:
         self._recipe = _Recipe(samples, prepare, copies or 0, seed, fingerprint(prepare) if cache else None)
         self._kept: list[list[Data]] = []
         if copies is not None:
-            with tqdm(
-                desc=title,
-                unit="sample",
-                total=len(samples) * copies,
-                mininterval=0.2 if sys.stderr.isatty() else 30,
-                maxinterval=60,
-            ) as bar:
+            with progress_bar(desc=title, unit="sample", total=len(samples) * copies) as bar:
                 for variants in _in_processes(self._recipe, workers):
                     self._kept.append(variants)
                     bar.update(copies)

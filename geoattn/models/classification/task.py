@@ -37,10 +37,7 @@ class ClassificationTask(LabelTask):
 
     def dataset(self, data: str, split: Split, samples: int | None = None) -> LabelledSamples:
         """Meshes of which each has one label; see `geoattn.data.load_dataset`."""
-        found = load_dataset(data, split, samples=samples)
-        if found.labelled != "whole":
-            raise ValueError(f"{data} has a label for each {found.labelled}: that is the task segmentation")
-        return found
+        return load_dataset(data, split, samples=samples, labelled="whole")
 
     def model(self, samples: Samples, network: str | None = None, **options: Any) -> Network:
         """A new network for the classes of the samples."""

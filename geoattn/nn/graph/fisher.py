@@ -470,7 +470,9 @@ class FisherInformationEmbedding(nn.Module):
             ValueError: If there are fewer nodes or edges than anchors.
         """
         pattern = as_neighbors(edge_index, x.size(0))
-        with tqdm(total=1 + len(self.layers) + (self.pooling is not None), desc="fit", unit="layer") as bar:
+        with tqdm(
+            total=1 + len(self.layers) + (self.pooling is not None), desc="fit", unit="layer", disable=None
+        ) as bar:
             self.in_head.fit(x, num_samples, generator)
             features = [self.in_head(x)]
             bar.update()
