@@ -40,25 +40,27 @@ def moment_descriptors(
 
 def _moments(center: Tensor, center_normal: Tensor, pos: Tensor, moment: Tensor, radii: tuple[float, ...]) -> Tensor:
     kernel = (-torch.cdist(center, pos).square() / radii[0] ** 2).exp()
-    found = []
-    for r in radii:
-        summed = kernel @ moment
+    sums = [kernel @ moment]
+    for _ in radii[1:]:
         kernel = kernel.square()  # that of the next radius, r / sqrt(2)
-        mass = summed[:, :1].clamp_min(1e-12)
-        mean, mean_normal, second = (summed[:, 1:] / mass).split([3, 3, 6], 1)
-        offset = (mean - center) / r
-        xx, yy, zz, xy, xz, yz = second.unbind(1)
-        covariance = torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], 1).view(-1, 3, 3)
-        covariance = (covariance - mean.unsqueeze(2) * mean.unsqueeze(1)) / r**2
-        found += [
-            (mass / (torch.pi * r**2)).log(),
-            offset.norm(dim=1, keepdim=True),
-            (offset * center_normal).sum(1, keepdim=True),
-            mean_normal.norm(dim=1, keepdim=True),
-            (mean_normal * center_normal).sum(1, keepdim=True),
-            torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt(),
-        ]
-    return torch.cat(found, 1)
+        sums.append(kernel @ moment)
+    summed = torch.stack(sums)
+    r = center.new_tensor(radii).view(-1, 1, 1)
+    mass = summed[..., :1].clamp_min(1e-12)
+    mean, mean_normal, second = (summed[..., 1:] / mass).split([3, 3, 6], 2)
+    offset = (mean - center) / r
+    xx, yy, zz, xy, xz, yz = second.unbind(2)
+    covariance = torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], 2).unflatten(2, (3, 3))
+    covariance = (covariance - mean.unsqueeze(3) * mean.unsqueeze(2)) / r.unsqueeze(3) ** 2
+    found = [
+        (mass / (torch.pi * r**2)).log(),
+        offset.norm(dim=2, keepdim=True),
+        (offset * center_normal).sum(2, keepdim=True),
+        mean_normal.norm(dim=2, keepdim=True),
+        (mean_normal * center_normal).sum(2, keepdim=True),
+        torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt(),
+    ]
+    return torch.cat(found, 2).transpose(0, 1).flatten(1)
 
 
 def heat_descriptors(

@@ -24,6 +24,7 @@ from geoattn.data.labelled import Labelled
 from geoattn.data.registry import MissingSplitError, register_dataset
 from geoattn.geometry import vertex_normals
 from geoattn.geometry.body import BodyModel
+from geoattn.geometry.threads import one_thread
 
 Array = NDArray[Any]
 
@@ -120,6 +121,7 @@ class Bodies(Dataset):
         """How many samples."""
         return self.count
 
+    @one_thread()
     def get(self, idx: int) -> Data:
         """Make sample `idx`."""
         rng = np.random.default_rng([self.seed, idx])
