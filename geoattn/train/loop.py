@@ -18,7 +18,7 @@ from geoattn.train.evaluate import compute, measure
 from geoattn.train.fabric import make_fabric
 from geoattn.train.optim import adamw, schedule
 from geoattn.train.plot import write_history
-from geoattn.train.prepare import Prepared
+from geoattn.train.prepare import Prepared, spare_cores
 from geoattn.train.progress import progress_bar
 from geoattn.train.randomness import own_random_state, seed_all
 from geoattn.train.task import Samples, Task
@@ -131,7 +131,10 @@ def _train(
     shuffle: DistributedSampler[Any] = DistributedSampler(
         cast("Any", train_set), num_replicas=fabric.world_size, rank=fabric.global_rank, seed=config.seed
     )
-    loader = DataLoader(train_set, config.batch_size, sampler=shuffle)
+    readers = 0  # processes that prepare what is not kept
+    if task.copies is None:
+        readers = spare_cores() if workers is None else workers
+    loader = DataLoader(train_set, config.batch_size, sampler=shuffle, num_workers=readers)
     steps = config.epochs * len(loader)
     clock = _Clock(fabric, state.minutes, config.minutes)
     with progress_bar(

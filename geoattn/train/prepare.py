@@ -19,9 +19,7 @@ from geoattn.geometry.cache import cached, fingerprint
 from geoattn.geometry.threads import one_thread
 from geoattn.train.progress import progress_bar
 from geoattn.train.randomness import mixed_seed, own_random_state, seed_all
-from geoattn.train.task import Samples
-
-Prepare = Callable[[Data, torch.Generator | None], Data]
+from geoattn.train.task import Prepare, Samples
 
 
 class Prepared:
@@ -167,7 +165,7 @@ def _in_processes(recipe: _Recipe, workers: int | None) -> Iterator[list[Data]]:
         method = "spawn"  # a fork could not use them
     done = 0
     if workers is None:
-        workers = _spare_cores() if method == "fork" else 0
+        workers = spare_cores() if method == "fork" else 0
         # Starting processes is not worth it for what is done in a second.
         until = time.monotonic() + 1
         while done < len(recipe) and (workers < 2 or time.monotonic() < until):
@@ -198,7 +196,7 @@ def _in_processes(recipe: _Recipe, workers: int | None) -> Iterator[list[Data]]:
         del results  # which ends the processes
 
 
-def _spare_cores() -> int:
+def spare_cores() -> int:
     """How many cores this process may use for processes of its own."""
     if multiprocessing.current_process().daemon:  # which may not have any
         return 0
