@@ -48,7 +48,7 @@ assert geoattn.backends()["torch"] == "available"
 MISSING = {
     "geoattn.load('mesh.ply')": "trimesh is not installed; install it with: pip install trimesh",
     "geoattn.load('scene.dae')": "collada is not installed; install it with: pip install pycollada",
-    "geoattn.save('new.ply', mesh)": "trimesh is not installed; install it with: pip install trimesh",
+    "geoattn.save('new.glb', mesh)": "trimesh is not installed; install it with: pip install trimesh",
     "geoattn.geometry.simplify(mesh.pos, mesh.face, 1)": "pip install fast-simplification",
     "geoattn.geometry.eigenbasis(mesh.pos, mesh.face, 2, robust=True)": "pip install robust-laplacian",
     "geoattn.geometry.geodesic_distance(mesh.pos, mesh.face, mesh.face[0])": "pip install potpourri3d",

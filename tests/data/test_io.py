@@ -23,6 +23,8 @@ from torch_geometric.data import Data
 from geoattn.data.io import READERS, LoadError, check_output, check_path, load, save
 from geoattn.data.palette import LABEL_COLORS, label_colors
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* leaves out:UserWarning")  # see test_formats.py
+
 FACE_LABELS = ("npz", "ply", "vtk", "vtu")
 VERTEX_LABELS = (*FACE_LABELS, "glb")
 MESH = ("glb", "npz", "obj", "off", "ply", "vtk", "vtu")
@@ -90,7 +92,7 @@ def test_vertex_label_and_scalar_round_trip(tmp_path_factory, extension, data, s
     label = torch.randint(-1, 2**20, (len(data.pos),), generator=random)
     scalar = torch.randn(len(data.pos), generator=random)
     path = tmp_path_factory.mktemp("label") / f"m.{extension}"
-    save(path, data, label=label, scalar=scalar)
+    save(path, data, label=label, scalar=scalar, label_on="vertex", scalar_on="vertex")
     loaded = load(path)
     assert torch.equal(loaded.pos, data.pos)
     assert torch.equal(loaded.label, label)
@@ -120,7 +122,8 @@ def test_face_label_and_scalar_round_trip(tmp_path_factory, extension, data, see
 def test_labels_as_colors_where_there_are_no_attributes(tmp_path, extension):
     pos = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
     label = torch.arange(30)
-    save(tmp_path / f"c.{extension}", Data(pos=pos), label=label)
+    with pytest.warns(UserWarning, match="label per vertex .shown as colours"):
+        save(tmp_path / f"c.{extension}", Data(pos=pos), label=label)
     color = (load(tmp_path / f"c.{extension}").color * 255).round().byte()
     assert torch.equal(color, torch.from_numpy(LABEL_COLORS[label.numpy() % len(LABEL_COLORS)]))
 
@@ -410,6 +413,14 @@ def test_las_far_from_the_origin_keeps_its_shape(tmp_path, extension):
     assert data.color.max() == 1
 
 
+@pytest.mark.parametrize("size", [1e-6, 1, 1e6])
+def test_shapes_of_any_size_far_from_the_origin(tmp_path, size):
+    pos = np.random.default_rng(0).uniform(size=(50, 3)) * size + np.array([3, -7, 1]) * size * 1e6
+    np.savetxt(tmp_path / "c.xyz", pos, fmt="%.17g")
+    data = load(tmp_path / "c.xyz")
+    assert np.abs(data.pos.numpy() + data.origin.numpy() - pos).max() < 1e-6 * size
+
+
 def test_pcd(tmp_path):
     open3d = pytest.importorskip("open3d")
     pos = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
@@ -491,19 +502,65 @@ def test_content_of_another_format(tmp_path, extension, claimed):
         load(path)
 
 
+ASCII_PLY = (
+    "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 nan 0\nf 1 2 3\n", "vertex 2"),
-        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1e39 0\nf 1 2 3\n", "vertex 2"),
-        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", "vertex 3, there are 3"),
+        # files count from 1 (OBJ) or from 0, and so do the messages; lines are counted from 1
+        ("m.obj", "# x\nv 0 0 0\nv 1 0 0\nv 0 nan 0\nf 1 2 3\n", "line 4: vertex 3 has a coordinate that is not"),
+        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1e39 0\nf 1 2 3\n", "line 3: vertex 3 has"),
+        ("m.obj", "v 0 0 0\nv 1 0 x\nv 0 1 0\nf 1 2 3\n", "line 2: v has 'x', which is no number"),
+        (
+            "m.obj",
+            "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\nf 1 2 4\n",
+            "line 5: the face refers to vertex 4; the file has 3",
+        ),
+        (
+            "m.obj",
+            "v 0 0 \\\n0\nv 1 0 0\nv 0 1 0\nf 1 \\\n2 9\n",
+            "line 5: the face refers to vertex 9; the file has 3",
+        ),
+        (
+            "m.obj",
+            "v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nf 1/1 2/1 3/2\n",
+            "line 5: the face refers to vt 2; the file has 1",
+        ),
+        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2\n", "line 4: the face has 2 corners"),
         ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 0 1 2\n", "line 4.*counts from 1"),
+        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 c\n", "line 4: 'c' is no index"),
         ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf -1 -2 -4\n", "line 4.*beyond the first"),
-        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1\nf 1 2 3\n", "v line 3 has 2 numbers"),
-        ("m.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "range|vertex|int"),
+        ("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1\nf 1 2 3\n", "line 3: v has 2 numbers, expected 3"),
+        (
+            "m.off",
+            "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n",
+            "line 6: the face refers to vertex -1; the file has 3",
+        ),
+        (
+            "m.off",
+            "OFF\n3 1 0\n\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n",
+            "line 7: the face refers to vertex 3; the file has 3",
+        ),
+        ("m.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 y\n3 0 1 2\n", "line 5: a vertex has 'y', which is no number"),
+        ("m.off", "OFF\n3 1 0\n0 0 0\n1 0 nan\n0 1 0\n3 0 1 2\n", "line 4: vertex 1 has a coordinate"),
+        ("m.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n2 0 1\n", "line 6: the face is malformed"),
         ("m.off", "OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "4 lines follow"),
-        ("m.xyz", "1 2 3\n4 5\n", "columns"),
-        ("m.xyz", "1 2 3\n4 5 inf\n", "vertex 1"),
+        ("m.ply", ASCII_PLY + "0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "line 13: the face refers to vertex 3; the file has 3"),
+        ("m.ply", ASCII_PLY + "0 0 0\n1 0 inf\n0 1 0\n3 0 1 2\n", "line 11: vertex 1 has a coordinate"),
+        (
+            "m.ply",
+            ASCII_PLY + "0 0 0\n1 0\n0 1 0\n3 0 1 2\n",
+            "line 11: the vertex has 2 numbers, its header asks for 3",
+        ),
+        ("m.ply", ASCII_PLY + "0 0 0\n1 0 0\n0 z 0\n3 0 1 2\n", "line 12: it has 'z', which is no number"),
+        ("m.xyz", "# x y z\n1 2 3\n4 5\n", "line 3: 2 columns, line 2 has 3"),
+        ("m.xyz", "1 2 3\n4 5 w\n", "line 2: it has 'w', which is no number"),
+        ("m.xyz", "1 2\n3 4\n", "line 1: 2 columns"),
+        ("m.xyz", "1 2 3\n\n4 5 inf\n", "line 3: vertex 1 has a coordinate"),
         ("m.obj", "# nothing\n", "no vertices"),
         ("m.stl", "solid a\nendsolid a\n", "no vertices"),
         ("m.stl", "solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\n", "endsolid"),

@@ -19,6 +19,8 @@ from torch_geometric.data import Data
 
 from geoattn.data.io import LoadError, load, save
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* leaves out:UserWarning")
+
 CASES = 200
 SLOW_CASES = 4  # each starts a process
 

@@ -1,21 +1,7 @@
 """Meshes and point clouds from files and to files.
 
-| extension | read through | kept |
-|---|---|---|
-| obj | here | color, normal and uv where they are per vertex, parts (``o``) |
-| ply | trimesh, meshio | color, face_color, normal, uv where per vertex, label, scalar |
-| stl | trimesh | parts (ASCII solids) |
-| off | trimesh | color (COFF) |
-| glb, gltf | trimesh | color, normal, uv, parts, label, scalar |
-| 3mf | trimesh | parts |
-| dae | pycollada | parts |
-| msh, vtk, vtu | meshio | label, scalar, color, normal, uv by these names; surface cells only |
-| npz | numpy | everything per vertex or per face |
-| xyz | numpy | color, normal |
-| las, laz | laspy | color, label (classification), scalar (intensity) |
-| pcd | open3d (``pip install 'geoattn[open3d]'``) | color, normal |
-
-Archives (.zip) are not loaded: unpack them first. Nothing is ever unpickled.
+``docs/formats.md`` says what each format keeps and through which package it is read. Archives (.zip) are not loaded:
+unpack them first. Nothing is ever unpickled.
 """
 
 import logging

@@ -16,6 +16,9 @@ Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = dict[str, Any]
 """What a reader returns: ``pos`` and any of ``face``, ``color``, ... by their name in the result."""
 
+WIDTHS = {"color": (3, 4), "face_color": (3, 4), "normal": (3,), "uv": (2,)}
+"""Numbers in a row of each attribute of more than one."""
+
 MAX_INSTANCES = 100_000
 MAX_SCENE_VERTICES = 2**24
 
@@ -79,6 +82,14 @@ def check_instances(children: Mapping[str, Sequence[str]], roots: Sequence[str])
     return total
 
 
+def number_of(word: str, where: str) -> float:
+    """A word of a text file as a number; ``where`` begins the sentence that refuses it."""
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"{where} {word!r}, which is no number") from None
+
+
 def fan(lengths: Array) -> tuple[Array, Array]:
     """Triangulate polygons by fans from their first corner.
 
@@ -101,8 +112,10 @@ def fan(lengths: Array) -> tuple[Array, Array]:
 def per_vertex(values: Array, corner_value: Array, corner_vertex: Array, num_vertices: int) -> Array | None:
     """Move values indexed per corner to the vertices; None if corners of one vertex disagree.
 
-    Vertices of no face get zero.
+    Vertices of no face get zero, unless vertices and values have the same numbers.
     """
+    if len(values) == num_vertices and np.array_equal(corner_value, corner_vertex):
+        return values
     for name, index, size in (("value", corner_value, len(values)), ("vertex", corner_vertex, num_vertices)):
         if index.size and (index.min() < 0 or index.max() >= size):
             raise ValueError(f"a face refers to {name} {int(index.max())} of {size}")
@@ -151,9 +164,11 @@ def check_face(face: Array, num_vertices: int, where: str = "") -> None:
     """Refuse faces that are not ``[F, 3]`` indices of vertices."""
     if face.ndim != 2 or face.shape[1] != 3 or face.dtype.kind not in "iu":
         raise ValueError(f"faces{where} are {face.dtype} {list(face.shape)}, expected integers [F, 3]")
-    if face.size and (face.min() < 0 or face.max() >= num_vertices):
-        wrong = int(face.min()) if face.min() < 0 else int(face.max())
-        raise ValueError(f"a face{where} refers to vertex {wrong}, there are {num_vertices}")
+    outside = (face < 0) | (face >= num_vertices)
+    if outside.any():
+        row = int(outside.any(axis=1).argmax())
+        vertex = int(face[row][outside[row]][0])
+        raise ValueError(f"face {row}{where} refers to vertex {vertex}; there are {num_vertices}, counted from 0")
 
 
 def to_data(arrays: Arrays) -> Data:
@@ -162,19 +177,25 @@ def to_data(arrays: Arrays) -> Data:
     Positions must be finite, faces in range and attributes as long as what they describe. An attribute with
     numbers that are not finite is left out, with a warning: the geometry is whole without it.
 
+    Args:
+        arrays: What was read. "vertex line" is a function from a vertex to its line in a text file,
+            "first vertex" the number that the file gives its first vertex (default 0).
+
     Raises:
         ValueError: If a check fails; the message says which.
 
     """
+    line, first = arrays.pop("vertex line", None), arrays.pop("first vertex", 0)
     pos = np.asarray(arrays["pos"])
     if pos.ndim != 2 or pos.shape[1] != 3:
         raise ValueError("no vertices" if not pos.size else f"positions have shape {list(pos.shape)}")
     if not len(pos):
         raise ValueError("no vertices")
-    pos, origin = _to_float32(pos, arrays.pop("origin", None))
+    pos, origin = to_float32(pos, arrays.pop("origin", None))
     if not np.isfinite(pos).all():
         row = int((~np.isfinite(pos)).any(axis=1).argmax())
-        raise ValueError(f"vertex {row} has a coordinate that is not a finite float32")
+        where = "" if line is None else f"line {line(row)}: "
+        raise ValueError(f"{where}vertex {row + first} has a coordinate that is not a finite float32")
     data = Data(pos=torch.from_numpy(np.ascontiguousarray(pos)))
     if origin is not None:
         data.origin = torch.from_numpy(origin)
@@ -202,17 +223,19 @@ def to_data(arrays: Arrays) -> Data:
             raise ValueError(f"{key} has {len(value)} rows for {lengths.get(on, 0)} {on} rows")
         tensor = _attribute(key, value)
         if tensor is None:
-            warnings.warn(f"{key} is left out: it has values that are not finite", stacklevel=4)
+            allowed = {"label": "integers", "part": f"integers in 0..{MAX_INSTANCES}"}.get(key, "finite")
+            warnings.warn(f"{key} is left out: it has values that are not {allowed}", stacklevel=4)
             continue
         data[key] = tensor
         if f"{key}_on" in arrays:
             data[f"{key}_on"] = on
-    if "part" in arrays:
-        data.part_name = arrays["part_name"]
+    if "part" in data:
+        names = arrays.get("part_name") or [str(i) for i in range(int(np.max(arrays["part"], initial=-1)) + 1)]
+        data.part_name = names
     return data
 
 
-def _to_float32(pos: Array, origin: Array | None) -> tuple[Array, Array | None]:
+def to_float32(pos: Array, origin: Array | None) -> tuple[Array, Array | None]:
     """Round positions, after moving those that rounding would blur (georeferenced scans) near zero."""
     if origin is not None and (origin.shape != (3,) or not np.isfinite(origin).all()):
         raise ValueError(f"origin has shape {list(origin.shape)}, expected three finite numbers")
@@ -221,15 +244,16 @@ def _to_float32(pos: Array, origin: Array | None) -> tuple[Array, Array | None]:
         if np.isfinite(rounded).all():
             extent = np.ptp(pos.astype(np.float64), axis=0).max()
             if 0 < 1e-5 * extent < np.abs(pos - rounded).max():
-                shift = np.floor(pos.min(axis=0)).astype(np.float64)
-                return (pos - shift).astype(np.float32), shift if origin is None else shift + origin
+                step = min(1, 10 ** np.floor(np.log10(extent)))  # a round number, but no larger than the shape
+                shift = (np.floor(pos.min(axis=0) / step) * step).astype(np.float64)
+                if np.isfinite(shift).all():
+                    return (pos - shift).astype(np.float32), shift if origin is None else shift + origin
     return rounded, origin
 
 
 def _attribute(key: str, value: Array) -> torch.Tensor | None:
-    """The attribute in its type, or None if it is not finite."""
-    widths = {"color": (3, 4), "face_color": (3, 4), "normal": (3,), "uv": (2,)}
-    if key in widths and (value.ndim != 2 or value.shape[1] not in widths[key]):
+    """The attribute in its type, or None if it is not finite, or not integer where it must be."""
+    if key in WIDTHS and (value.ndim != 2 or value.shape[1] not in WIDTHS[key]):
         raise ValueError(f"{key} has shape {list(value.shape)}")
     if key in ("label", "scalar", "part") and value.ndim != 1:
         raise ValueError(f"{key} has shape {list(value.shape)}, expected one number per row")
@@ -239,16 +263,18 @@ def _attribute(key: str, value: Array) -> torch.Tensor | None:
         return None
     if key in ("color", "face_color"):
         value = np.clip(unit_color(value), 0, 1)
-    elif key == "part" or (key == "label" and np.array_equal(value, np.trunc(value))):
+    elif key in ("label", "part"):
+        if (value.dtype.kind == "f" and (value != np.trunc(value)).any()) or np.abs(value).max(initial=0) >= 2**63:
+            return None
+        if key == "part" and value.size and not 0 <= value.min() <= value.max() <= MAX_INSTANCES:
+            return None
         value = value.astype(np.int64)
-    elif key in ("normal", "uv", "scalar", "label") or value.dtype.kind == "f":
+    elif key in ("normal", "uv", "scalar"):
         with np.errstate(over="ignore"):
             value = value.astype(np.float32)
         if not np.isfinite(value).all():
             return None
-    elif value.dtype.kind in "iu":
-        value = value.astype(np.int64)
-    return torch.from_numpy(np.array(value, order="C"))
+    return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
 
 
 def merge_vertices(data: Data) -> Data:

@@ -1,10 +1,13 @@
 """Readers of npz, xyz, las, laz and pcd."""
 
+import re
 import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from numpy.lib import format as npy
 
 from geoattn._optional import require
 
-from ._check import Array, Arrays, check_zip, unpacked_limit
+from ._check import Array, Arrays, check_zip, number_of, unpacked_limit
 
 
 def read_npz(path: Path) -> Arrays:
@@ -45,8 +48,6 @@ def read_npz(path: Path) -> Arrays:
         if arrays["face"].ndim != 2 or arrays["face"].shape[0] != 3:
             raise ValueError(f"face has shape {list(arrays['face'].shape)}, expected [3, F]")
         arrays["face"] = arrays["face"].T
-    if "part" in arrays and not isinstance(arrays.get("part_name"), list):
-        arrays["part_name"] = [str(i) for i in range(int(np.max(arrays["part"], initial=-1)) + 1)]
     return arrays
 
 
@@ -67,17 +68,37 @@ def read_xyz(path: Path) -> Arrays:
     """Rows of ``x y z``, then nothing, ``r g b`` or ``r g b a`` (0..255), or a normal, or both.
 
     Columns are separated by blanks or commas. Three columns beyond the position are a colour if they are all
-    integers in 0..255, else a normal if they are within -1..1. Other columns are left out.
+    integers in 0..255 (and, where all are 0 or 1, written without a decimal point), else a normal if they are
+    within -1..1. Other columns are left out.
     """
     text = path.read_bytes().decode("utf-8")
     if "\0" in text:
         raise ValueError("the content is not text")
-    rows = np.loadtxt(text.replace(",", " ").splitlines(), comments=("#", "//"), dtype=np.float64, ndmin=2)
-    if rows.shape[1] < 3:
-        raise ValueError(f"{rows.shape[1]} columns, expected at least x, y, z" if rows.size else "no vertices")
-    arrays: Arrays = {"pos": rows[:, :3]}
+    lines = text.replace(",", " ").splitlines()
+
+    def rows_of_words() -> Iterator[tuple[int, list[str]]]:
+        for number, line in enumerate(lines, 1):
+            if words := re.split("#|//", line)[0].split():
+                yield number, words
+
+    first = next(rows_of_words(), None)
+    if first is None:
+        raise ValueError("no vertices")
+    if len(first[1]) < 3:
+        raise ValueError(f"line {first[0]}: {len(first[1])} columns, expected at least x, y, z")
+    try:
+        rows = np.loadtxt(lines, comments=("#", "//"), dtype=np.float64, ndmin=2)
+    except ValueError:
+        for number, words in rows_of_words():
+            if len(words) != len(first[1]):
+                raise ValueError(f"line {number}: {len(words)} columns, line {first[0]} has {len(first[1])}") from None
+            for word in words:
+                number_of(word, f"line {number}: it has")
+        raise
+    arrays: Arrays = {"pos": rows[:, :3], "vertex line": lambda row: next(islice(rows_of_words(), row, None))[0]}
     rest = rows[:, 3:]
-    if rest.shape[1] >= 3 and _is_color(rest[:, :3]):
+    pointed = rest.shape[1] >= 3 and rest[:, :3].max() <= 1 and any("." in word for word in first[1][3:6])
+    if rest.shape[1] >= 3 and _is_color(rest[:, :3]) and not pointed:
         width = 4 if rest.shape[1] in (4, 7) and _is_color(rest[:, :4]) else 3
         arrays["color"] = rest[:, :width] / 255
         rest = rest[:, width:]

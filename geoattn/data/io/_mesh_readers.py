@@ -1,15 +1,17 @@
 """Readers of obj, ply, stl and off. What they raise, ``load`` makes a LoadError."""
 
+import json
 import re
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from geoattn._optional import require
 
-from ._check import Array, Arrays, check_face, fan, per_vertex, unit_color
+from ._check import Array, Arrays, fan, number_of, per_vertex, unit_color
 
 # ----------------------------------------------------------------------------- obj
 
@@ -22,51 +24,59 @@ def read_obj(path: Path) -> Arrays:
     instead of the last one above the line, takes the illegal index 0 for vertex 1, and skips faces of two
     corners.
     """
-    text = path.read_bytes().decode(errors="replace").replace("\\\n", " ").replace("\\\r\n", " ")
+    text = path.read_bytes().decode(errors="replace")
     if "\0" in text:
         raise ValueError("the content is not text")
-    rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "vn": []}
+    rows: dict[str, _Rows] = {"v": [], "vt": [], "vn": []}
     corners: list[tuple[int, int | None, int | None]] = []
     lengths: list[int] = []
+    face_line: list[int] = []
     objects: list[str] = []
     part: list[int] = []
     known = 0
 
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in _obj_lines(text):
         key, *words = line.partition("#")[0].split() or [""]
         if key in rows:
-            rows[key].append(words)
+            rows[key].append((number, words))
         elif key == "f":
             try:
                 corners += [_obj_corner(word, rows) for word in words]
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
+            if len(words) < 3:
+                raise ValueError(f"line {number}: the face has {len(words)} corners; at least 3 are needed")
             lengths.append(len(words))
+            face_line.append(number)
             part.append(len(objects) - 1)
         elif key == "o":
-            objects.append(" ".join(words))
+            objects.append(" ".join(line.split()[1:]))  # a "#" may be part of the name
         known += key in _OBJ_KEYS
     if not known:
         raise ValueError("no vertices, and no line that is OBJ")
 
-    arrays: Arrays = {"pos": _columns(rows["v"], 3, "v")}
+    arrays: Arrays = {"pos": _columns(rows["v"], 3, "v"), "first vertex": 1}
+    arrays["vertex line"] = lambda row: rows["v"][row][0]
     num_vertices = len(arrays["pos"])
-    width = min((len(row) for row in rows["v"]), default=0)
+    width = min((len(words) for _, words in rows["v"]), default=0)
     if width >= 6:
         arrays["color"] = unit_color(_columns(rows["v"], 6, "v")[:, 3:])
     if not corners:
-        if rows["vn"] and len(rows["vn"]) == num_vertices:
-            arrays["normal"] = _columns(rows["vn"], 3, "vn")
+        for key, name, columns in _OBJ_ATTRIBUTES:
+            if rows[key] and len(rows[key]) == num_vertices:
+                arrays[name] = _columns(rows[key], columns, key)
         return arrays
 
     triangles, polygon = fan(np.array(lengths))
     vertex = np.array([corner[0] for corner in corners])
+    _check_obj_indices("vertex", vertex, num_vertices, lengths, face_line)
     arrays["face"] = vertex[triangles]
-    check_face(arrays["face"], num_vertices)
-    for slot, key, name, columns in ((1, "vt", "uv", 2), (2, "vn", "normal", 3)):
-        index = [corner[slot] for corner in corners]
-        if rows[key] and None not in index:
-            arrays[name] = per_vertex(_columns(rows[key], columns, key), np.array(index), vertex, num_vertices)
+    for slot, (key, name, columns) in enumerate(_OBJ_ATTRIBUTES, 1):
+        listed = [corner[slot] for corner in corners]
+        if rows[key] and None not in listed:
+            index = np.array(listed)
+            _check_obj_indices(key, index, len(rows[key]), lengths, face_line)
+            arrays[name] = per_vertex(_columns(rows[key], columns, key), index, vertex, num_vertices)
     used = np.unique(part)
     if len(used) > 1:
         arrays["part"] = np.searchsorted(used, np.array(part)[polygon])
@@ -77,14 +87,49 @@ def read_obj(path: Path) -> Arrays:
 _OBJ_KEYS = {"v", "vt", "vn", "f", "o", "g", "s", "l", "p", "usemtl", "mtllib", "vp"}
 
 
-def _obj_corner(word: str, rows: dict[str, list[list[str]]]) -> tuple[int, int | None, int | None]:
+_OBJ_ATTRIBUTES = (("vt", "uv", 2), ("vn", "normal", 3))
+
+_Rows: TypeAlias = list[tuple[int, list[str]]]
+"""Line number and words of rows of a text file."""
+
+
+def _obj_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers from 1. One that ends with a backslash goes on in the next."""
+    begun, start = "", 0
+    for number, line in enumerate(text.split("\n"), 1):
+        start = start or number
+        line = line.removesuffix("\r")
+        if line.endswith("\\"):
+            begun += line[:-1] + " "
+        else:
+            yield start, begun + line
+            begun, start = "", 0
+    if begun:
+        yield start, begun
+
+
+def _check_obj_indices(what: str, index: Array, count: int, lengths: list[int], face_line: list[int]) -> None:
+    """Refuse faces that refer to rows below the last; negative numbers are checked where they are read."""
+    if index.max() < count:
+        return
+    corner = int((index >= count).argmax())
+    face = int(np.searchsorted(np.cumsum(lengths), corner, side="right"))
+    raise ValueError(
+        f"line {face_line[face]}: the face refers to {what} {index[corner] + 1}; the file has {count}, counted from 1"
+    )
+
+
+def _obj_corner(word: str, rows: dict[str, _Rows]) -> tuple[int, int | None, int | None]:
     """``vertex/texture/normal`` as indices from 0; negative ones count back from the lines so far."""
     indices: list[int | None] = []
     for key, entry in zip(("v", "vt", "vn"), word.split("/"), strict=False):
         if not entry:
             indices.append(None)
             continue
-        index = int(entry)
+        try:
+            index = int(entry)
+        except ValueError:
+            raise ValueError(f"{word!r} is no index") from None
         if index == 0:
             raise ValueError(f"index 0 in {word!r}; OBJ counts from 1")
         index = index - 1 if index > 0 else index + len(rows[key])
@@ -97,11 +142,18 @@ def _obj_corner(word: str, rows: dict[str, list[list[str]]]) -> tuple[int, int |
     return indices[0], indices[1], indices[2]
 
 
-def _columns(rows: list[list[str]], columns: int, key: str) -> Array:
-    short = next((i for i, row in enumerate(rows) if len(row) < columns), None)
-    if short is not None:
-        raise ValueError(f"{key} line {short + 1} has {len(rows[short])} numbers, expected {columns}")
-    return np.array([row[:columns] for row in rows], dtype=np.float64).reshape(-1, columns)
+def _columns(rows: _Rows, columns: int, what: str) -> Array:
+    """The first numbers of each row."""
+    for number, words in rows:
+        if len(words) < columns:
+            raise ValueError(f"line {number}: {what} has {len(words)} numbers, expected {columns}")
+    try:
+        return np.array([words[:columns] for _, words in rows], dtype=np.float64).reshape(-1, columns)
+    except ValueError:
+        for number, words in rows:
+            for word in words[:columns]:
+                number_of(word, f"line {number}: {what} has")
+        raise
 
 
 # ----------------------------------------------------------------------------- ply
@@ -116,7 +168,7 @@ _PLY_TYPES = {
 def read_ply(path: Path) -> Arrays:
     """PLY, ASCII and binary of either byte order, through trimesh (meshio for mixed polygons in binary)."""
     raw = path.read_bytes()
-    elements, is_ascii = _check_ply(raw)
+    elements, lines = _check_ply(raw)
     if "tristrips" in elements:
         raise ValueError("triangle strips are not supported; save it with faces")
     load_ply = require("trimesh.exchange.ply").load_ply
@@ -127,19 +179,36 @@ def read_ply(path: Path) -> Arrays:
     except _MixedPolygonsError:
         return _read_mixed_ply(raw, elements)
     except ValueError as error:
-        if is_ascii or "unexpected length" not in str(error):
+        for number, line in enumerate(raw.decode("ascii", errors="replace").splitlines() if lines else (), 1):
+            for word in line.split() if number >= min(lines.values()) else ():
+                number_of(word, f"line {number}: it has")
+        if lines or "unexpected length" not in str(error):
             raise
         return _read_mixed_ply(raw, elements)
-    return _ply_arrays(vertex, face)
+    return _ply_arrays(vertex, face, lines) | _ply_part_names(raw)
+
+
+def _ply_part_names(raw: bytes) -> Arrays:
+    """The names of parts, which ``save`` writes as comments: number and JSON."""
+    header = raw.partition(b"\nend_header")[0]
+    names = {
+        int(i): json.loads(name) for i, name in re.findall(rb'^comment part (\d+) (".*")\r?$', header, re.MULTILINE)
+    }
+    return {"part_name": [str(names[i]) for i in range(len(names))]} if set(names) == set(range(len(names))) else {}
 
 
 class _MixedPolygonsError(ValueError):
     pass
 
 
-def _check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], bool]:
-    """Parse the header, and refuse a file that is too short for it, or has rows that do not fit it."""
-    end = re.search(rb"\nend_header[ \t]*\r?\n", raw[: 2**20])
+def _check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], dict[str, int]]:
+    """Parse the header, and refuse a file that is too short for it, or has rows that do not fit it.
+
+    Returns:
+        Number of rows and properties of each element, and the line of its first row if it is text.
+
+    """
+    end = re.search(rb"\nend_header[ \t]*\r?\n", raw[: 2**24])
     if not raw.startswith(b"ply") or end is None:
         raise ValueError("no PLY header")
     lines = [line.split() for line in raw[: end.start()].decode("ascii", errors="replace").splitlines()[1:]]
@@ -163,23 +232,25 @@ def _check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], bool
         sizes = (n * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in props) for n, props in elements.values())
         if sum(sizes) > len(body):
             raise ValueError(f"the header announces more than the {len(body)} bytes that follow it")
-        return elements, False
+        return elements, {}
     rows = body.decode("ascii", errors="replace").splitlines()
     if len(rows) < sum(count for count, _ in elements.values()):
         raise ValueError(f"the header announces more rows than the {len(rows)} that follow it")
-    start = 0
+    start, header = 0, len(lines) + 2
+    first_lines = {}
     for name, (count, properties) in elements.items():
-        for number, row in enumerate(rows[start : start + count]):
-            _check_ply_row(row.split(), properties, f"{name} {number}")
+        first_lines[name] = header + start + 1
+        for number, row in enumerate(rows[start : start + count], first_lines[name]):
+            _check_ply_row(row.split(), properties, f"line {number}: the {name}")
         start += count
-    return elements, True
+    return elements, first_lines
 
 
 def _check_ply_row(words: list[str], properties: list[list[str]], where: str) -> None:
     position = 0
     for _, *types in properties:
         listed = len(types) == 2 and position < len(words)
-        position += 1 + (int(float(words[position])) if listed else 0)
+        position += 1 + (int(number_of(words[position], f"{where} has")) if listed else 0)
     if position != len(words):
         raise ValueError(f"{where} has {len(words)} numbers, its header asks for {position}")
 
@@ -233,19 +304,21 @@ def _read_mixed_ply(raw: bytes, elements: dict[str, tuple[int, list[list[str]]]]
     used += elements["vertex"][0] * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in elements["vertex"][1])
     if used != len(body.partition(b"\n")[2]):
         raise ValueError("the file is not as long as its header says")
-    return _ply_arrays(vertex, {"vertex_indices": index})
+    return _ply_arrays(vertex, {"vertex_indices": index}, {})
 
 
 _PLY_INDICES = ("vertex_indices", "vertex_index")
 
 
-def _ply_arrays(vertex: dict[str, Any], face: dict[str, Any]) -> Arrays:
-    """From properties by their customary names to arrays."""
+def _ply_arrays(vertex: dict[str, Any], face: dict[str, Any], lines: dict[str, int]) -> Arrays:
+    """From properties by their customary names to arrays. ``lines``: where the rows of each element start."""
     missing = [key for key in "xyz" if key not in vertex]
     if missing:
         raise ValueError("no vertices" if not vertex else f"vertices have no property {missing[0]!r}")
     arrays: Arrays = {"pos": _stack(vertex, ("x", "y", "z"))}
     num_vertices = len(arrays["pos"])
+    if lines:
+        arrays["vertex line"] = lambda row: lines["vertex"] + row
     arrays["normal"] = _stack(vertex, ("nx", "ny", "nz"))
     arrays["color"] = _ply_color(vertex)
     for names in (("s", "t"), ("u", "v"), ("texture_u", "texture_v")):
@@ -254,6 +327,8 @@ def _ply_arrays(vertex: dict[str, Any], face: dict[str, Any]) -> Arrays:
         if key in vertex:
             arrays[key], arrays[f"{key}_on"] = vertex[key], "vertex"
     if not face:
+        if "part" in vertex:
+            arrays["part"] = vertex["part"]
         return arrays
 
     index = next((face[key] for key in _PLY_INDICES if key in face), None)
@@ -265,13 +340,22 @@ def _ply_arrays(vertex: dict[str, Any], face: dict[str, Any]) -> Arrays:
     if corner_vertex.dtype.kind == "f":  # a list of floats, or an int list read as text
         corner_vertex = _integers(corner_vertex, "vertex_indices")
     corner_vertex = corner_vertex.astype(np.int64)
+    outside = (corner_vertex < 0) | (corner_vertex >= num_vertices)
+    if outside.any():
+        corner = int(outside.argmax())
+        row = int(np.searchsorted(np.cumsum(lengths), corner, side="right"))
+        where = f"line {lines['face'] + row}: the face" if lines else f"face {row}, counted from 0,"
+        raise ValueError(
+            f"{where} refers to vertex {corner_vertex[corner]}; the file has {num_vertices}, counted from 0"
+        )
     arrays["face"] = corner_vertex[triangles]
-    check_face(arrays["face"], num_vertices)
     color = _ply_color(face)
     arrays["face_color"] = None if color is None else color[polygon]
     for key in ("label", "scalar"):
         if key in face and key not in arrays:
             arrays[key], arrays[f"{key}_on"] = np.asarray(face[key])[polygon], "face"
+    if "part" in face:
+        arrays["part"] = np.asarray(face["part"])[polygon]
     if "texcoord" in face and arrays["uv"] is None and all(len(row) for row in face["texcoord"]):
         corner_uv = np.concatenate([np.asarray(row) for row in face["texcoord"]]).reshape(-1, 2)
         if len(corner_uv) == len(corner_vertex):
@@ -334,35 +418,46 @@ def read_stl(path: Path) -> Arrays:
 
 
 def read_off(path: Path) -> Arrays:
-    """OFF and COFF through trimesh; colours, which it skips, from the vertex lines."""
-    load_off = require("trimesh.exchange.off").load_off
-
-    raw = path.read_bytes()
-    text = raw.decode(errors="replace")
-    rows = [row for row in (line.partition("#")[0].split() for line in text.splitlines()) if row]
-    magic = re.match(r"(C?)OFF(\d*)$", rows[0][0] if rows else "", re.IGNORECASE)
+    """OFF and COFF (colours in 0..1 or 0..255). Read here: trimesh skips colours, and cannot name a line."""
+    lines = enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1)
+    rows = [(number, words) for number, line in lines if (words := line.partition("#")[0].split())]
+    magic = re.match(r"(C?)OFF(\d*)$", rows[0][1][0] if rows else "", re.IGNORECASE)
     if magic is None:
         raise ValueError("the first word is not OFF or COFF")
-    colored = bool(magic[1])
-    counts = [*([magic[2]] if magic[2] else []), *rows[0][1:]]  # "OFF8 6 12" occurs
-    rows = [counts, *rows[1:]] if counts else rows[1:]
-    if not rows or not all(word.isdigit() for word in rows[0]) or len(rows[0]) < 2:
+    counts = [*([magic[2]] if magic[2] else []), *rows[0][1][1:]]  # "OFF8 6 12" occurs
+    rows = rows[1:]
+    if not counts and rows:
+        counts, rows = rows[0][1], rows[1:]
+    if len(counts) < 2 or not all(word.isdigit() for word in counts):
         raise ValueError("the line of counts is missing or malformed")
-    num_vertices, num_faces = int(rows[0][0]), int(rows[0][1])
-    if len(rows) - 1 < num_vertices + num_faces:
-        raise ValueError(f"{len(rows) - 1} lines follow, the header asks for {num_vertices + num_faces}")
-    for number, row in enumerate(rows[1 + num_vertices : 1 + num_vertices + num_faces]):
-        if not row[0].isdigit() or not 3 <= int(row[0]) < len(row):
-            raise ValueError(f"face {number} is malformed: {' '.join(row[:8])!r}")
+    num_vertices, num_faces = int(counts[0]), int(counts[1])
+    if len(rows) < num_vertices + num_faces:
+        raise ValueError(f"{len(rows)} lines follow, the header asks for {num_vertices + num_faces}")
     if not num_vertices:
         raise ValueError("no vertices")
-    if not num_faces:
-        return {"pos": np.array([row[:3] for row in rows[1 : 1 + num_vertices]], dtype=np.float64)}
-    loaded = load_off(BytesIO("\n".join(["OFF", *(" ".join(row) for row in rows)]).encode()))
-    arrays: Arrays = {"pos": loaded["vertices"], "face": np.asarray(loaded["faces"])}
-    expected = sum(int(row[0]) - 2 for row in rows[1 + num_vertices : 1 + num_vertices + num_faces])
-    if len(arrays["face"]) != expected:
-        raise ValueError(f"{len(arrays['face'])} of {expected} triangles were read")
-    if colored:
-        arrays["color"] = unit_color(np.array([row[3:] for row in rows[1 : 1 + num_vertices]], dtype=np.float64))
+    vertex, faces = rows[:num_vertices], rows[num_vertices : num_vertices + num_faces]
+    width = (6, 7)[len(vertex[0][1]) > 6] if magic[1] else 3
+    values = _columns(vertex, width, "a vertex")
+    arrays: Arrays = {"pos": values[:, :3], "vertex line": lambda row: vertex[row][0]}
+    if magic[1]:
+        arrays["color"] = unit_color(values[:, 3:])
+    if faces:
+        corners = [_off_corners(number, words, num_vertices) for number, words in faces]
+        arrays["face"] = np.concatenate(corners)[fan(np.array([len(face) for face in corners]))[0]]
     return arrays
+
+
+def _off_corners(number: int, words: list[str], num_vertices: int) -> list[int]:
+    """The vertices of a face: how many, and their numbers from 0."""
+    if not words[0].isdigit() or not 3 <= int(words[0]) < len(words):
+        raise ValueError(f"line {number}: the face is malformed: {' '.join(words[:8])!r}")
+    try:
+        corners = [int(word) for word in words[1 : 1 + int(words[0])]]
+    except ValueError:
+        raise ValueError(f"line {number}: the face has a word that is no integer: {' '.join(words[:8])!r}") from None
+    for vertex in corners:
+        if not 0 <= vertex < num_vertices:
+            raise ValueError(
+                f"line {number}: the face refers to vertex {vertex}; the file has {num_vertices}, counted from 0"
+            )
+    return corners

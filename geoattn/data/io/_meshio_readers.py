@@ -183,27 +183,25 @@ def _from_meshio(mesh: Any) -> Arrays:
         cell_of_triangle.append(polygon)
     if surface:
         arrays["face"] = np.concatenate(triangles)
-    names = {
-        "label": "label",
-        "scalar": "scalar",
-        "color": "color",
-        "normal": "normal",
-        "Normals": "normal",
-        "uv": "uv",
+    point_data = {key: np.asarray(values) for key, values in (mesh.point_data or {}).items()}
+    cell_data = {
+        key: np.concatenate([np.asarray(blocks[i])[cell] for i, cell in zip(surface, cell_of_triangle, strict=True)])
+        for key, blocks in (mesh.cell_data or {}).items()
+        if surface and key in ("color", "label", "scalar", "part")
     }
-    for stored, name in names.items():
-        if mesh.point_data and stored in mesh.point_data:
-            arrays[name] = np.asarray(mesh.point_data[stored])
-            arrays[name] = unit_color(arrays[name]) if name == "color" else arrays[name]
-            if name in ("label", "scalar"):
-                arrays[f"{name}_on"] = "vertex"
-        elif surface and mesh.cell_data and stored in mesh.cell_data and name in ("label", "scalar", "color"):
-            blocks = [
-                np.asarray(mesh.cell_data[stored][i])[cell] for i, cell in zip(surface, cell_of_triangle, strict=True)
-            ]
-            values = np.concatenate(blocks)
-            if name == "color":
-                arrays["face_color"] = unit_color(values)
-            else:
-                arrays[name], arrays[f"{name}_on"] = values, "face"
+    for stored, name in (("normal", "normal"), ("Normals", "normal"), ("uv", "uv")):
+        if stored in point_data:
+            arrays[name] = point_data[stored]
+    if "uv" in arrays and arrays["uv"].ndim == 2:  # VTK has vectors of three
+        arrays["uv"] = arrays["uv"][:, :2]
+    for data, color in ((point_data, "color"), (cell_data, "face_color")):
+        if "color" in data:
+            arrays[color] = unit_color(data["color"])
+    if "part" in (cell_data if surface else point_data):
+        arrays["part"] = (cell_data if surface else point_data)["part"]
+    for key in ("label", "scalar"):
+        if key in point_data:
+            arrays[key], arrays[f"{key}_on"] = point_data[key], "vertex"
+        elif key in cell_data:
+            arrays[key], arrays[f"{key}_on"] = cell_data[key], "face"
     return arrays

@@ -58,7 +58,7 @@ def _slim_gltf(tree: dict[str, Any], path: Path, chunk: bytes) -> dict[str, Any]
     """Keep geometry and its placement, with buffers inlined; refuse what trimesh would read as zeros.
 
     Without materials no image is opened. Texture coordinates become a custom attribute, because trimesh only
-    reads them together with a material.
+    reads them together with a material, and normals, because it drops some.
     """
     if not str(tree.get("asset", {}).get("version", "2")).startswith("2"):
         raise ValueError(f"glTF version {tree['asset']['version']}; only 2 is supported")
@@ -81,8 +81,7 @@ def _slim_gltf(tree: dict[str, Any], path: Path, chunk: bytes) -> dict[str, Any]
             mode = primitive.get("mode", 4)
             if mode in (0, 4, 5):
                 attributes = primitive["attributes"]
-                uv = {"_UV": attributes["TEXCOORD_0"]} if "TEXCOORD_0" in attributes else {}
-                attributes = {k: v for k, v in attributes.items() if k in _GLTF_ATTRIBUTES} | uv
+                attributes = {_GLTF_ATTRIBUTES[k]: v for k, v in attributes.items() if k in _GLTF_ATTRIBUTES}
                 primitives.append({"attributes": attributes, "mode": mode})
                 if "indices" in primitive:
                     primitives[-1]["indices"] = primitive["indices"]
@@ -104,7 +103,8 @@ def _slim_gltf(tree: dict[str, Any], path: Path, chunk: bytes) -> dict[str, Any]
     return kept
 
 
-_GLTF_ATTRIBUTES = {"POSITION", "NORMAL", "COLOR_0", "_LABEL", "_SCALAR"}
+_GLTF_ATTRIBUTES = {key: key for key in ("POSITION", "COLOR_0", "_LABEL", "_SCALAR")}
+_GLTF_ATTRIBUTES |= {"NORMAL": "_NORMAL", "TEXCOORD_0": "_UV"}
 
 
 _MAX_DEPTH = 500
@@ -220,12 +220,11 @@ def _geometry_arrays(geometry: Any) -> Arrays:
     if getattr(geometry, "faces", None) is not None:
         arrays["face"] = np.asarray(geometry.faces)
         check_face(arrays["face"], len(arrays["pos"]))
-        # Without normals in the file the property would compute them.
-        if "vertex_normals" in geometry._cache.cache:
-            arrays["normal"] = np.asarray(geometry.vertex_normals)
         if geometry.visual.kind == "vertex":
             arrays["color"] = unit_color(np.asarray(geometry.visual.vertex_colors))
         attributes = geometry.vertex_attributes
+        if "_NORMAL" in attributes:
+            arrays["normal"] = np.asarray(attributes["_NORMAL"])
         if "_UV" in attributes:
             # trimesh's convention (and OBJ's): the origin is the lower left corner of the picture
             arrays["uv"] = np.asarray(attributes["_UV"], dtype=np.float64) * (1, -1) + (0, 1)
@@ -240,10 +239,10 @@ def _geometry_arrays(geometry: Any) -> Arrays:
 
 def _place(arrays: Arrays, matrix: Array) -> Arrays:
     """Apply a 4x4 transform. Normals go with the inverse transpose; mirrored faces are turned over."""
-    if np.array_equal(matrix, np.eye(4)):
-        return arrays
     linear = matrix[:3, :3]
     arrays["pos"] = arrays["pos"] @ linear.T + matrix[:3, 3]
+    if np.array_equal(linear, np.eye(3)):
+        return arrays
     determinant = np.linalg.det(linear)
     if arrays.get("normal") is not None:
         if determinant == 0:
