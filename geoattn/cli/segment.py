@@ -42,8 +42,9 @@ def _segment(arguments: argparse.Namespace) -> None:
             check_path(path, formats)
     data = geoattn.load(arguments.mesh)
     model = load_model(arguments.model or _default_model(arguments.mesh, data)).to(device)
+    labelled = model.config.labelled
     if output:
-        check_output(output, data, label_on=getattr(model.config, "labelled", None))
+        check_output(output, data, label_on=labelled)
     found = segment(data, model, precision=arguments.precision)
     names = model.config.names
     for label, name in enumerate(names):
@@ -52,13 +53,13 @@ def _segment(arguments: argparse.Namespace) -> None:
             share, score = float(mine.float().mean()), float(found.score[mine].mean())
             print(f"{name:>12}  {int(mine.sum()):7d}  {share:6.1%}  score {score:.2f}")
     if output:
-        geoattn.save(output, data, label=found.label)
+        geoattn.save(output, data, label=found.label, label_on=labelled)
         print(f"wrote {output}")
     if arguments.picture:
-        picture(data, arguments.picture, label=found.label, names=names, title=title)
+        picture(data, arguments.picture, label=found.label, label_on=labelled, names=names, title=title)
         print(f"wrote {arguments.picture}")
     if arguments.page:
-        page(data, arguments.page, label=found.label, score=found.score, names=names, title=title)
+        page(data, arguments.page, label=found.label, score=found.score, label_on=labelled, names=names, title=title)
         print(f"wrote {arguments.page}")
 
 

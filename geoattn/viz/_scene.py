@@ -13,6 +13,7 @@ from geoattn.data.palette import label_colors
 
 Up = Literal["auto", "x", "y", "z"]
 Names = Sequence[str] | Mapping[int, str]
+On = Literal["vertex", "face"]
 
 PLAIN = (0.70, 0.74, 0.80)
 
@@ -45,8 +46,12 @@ class Scene:
     front: NDArray[np.float64]
 
 
-def read_scene(data: Data, label: ArrayLike | None, score: ArrayLike | None, names: Names | None, up: Up) -> Scene:
+def read_scene(
+    data: Data, label: ArrayLike | None, score: ArrayLike | None, on: On | None, names: Names | None, up: Up
+) -> Scene:
     """Check the input of :func:`picture` and :func:`page` and bring it onto faces (or points of a cloud).
+
+    ``on`` says what ``label`` and ``score`` describe.
 
     Raises:
         ValueError: If a shape, a length, an index or a value is not what it must be.
@@ -69,9 +74,10 @@ def read_scene(data: Data, label: ArrayLike | None, score: ArrayLike | None, nam
         if face.min() < 0 or face.max() >= len(pos):
             raise ValueError(f"data.face has indices {face.min()} to {face.max()}, but there are {len(pos)} vertices")
 
-    values = None if label is None else _per_element("label", label, len(pos), face)
+    on = on or data.get("label_on")
+    values = None if label is None else _per_element("label", label, on, len(pos), face)
     labels = None if values is None else _whole_numbers(values)
-    scores = None if score is None else _per_element("score", score, len(pos), face)
+    scores = None if score is None else _per_element("score", score, on, len(pos), face)
     if scores is not None and not np.isfinite(scores).all():
         raise ValueError(f"score has {np.count_nonzero(~np.isfinite(scores))} values that are not finite")
 
@@ -94,7 +100,9 @@ def _array(values: Any) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _per_element(field: str, values: ArrayLike, n: int, face: NDArray[np.int64] | None) -> NDArray[np.float64]:
+def _per_element(
+    field: str, values: ArrayLike, on: On | None, n: int, face: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
     """Values per face or per vertex, brought onto faces: labels by majority of corners, scores by mean."""
     array = _array(values).astype(np.float64)
     if array.ndim != 1:
@@ -103,7 +111,12 @@ def _per_element(field: str, values: ArrayLike, n: int, face: NDArray[np.int64] 
         if len(array) != n:
             raise ValueError(f"{field} has {len(array)} values, but the cloud has {n} points")
         return array
-    if len(array) == len(face):
+    if len(array) == len(face) == n and on is None:
+        raise ValueError(
+            f"the mesh has as many faces as vertices ({n}): say what {field} describes, by label_on='vertex' or "
+            "label_on='face'"
+        )
+    if len(array) == len(face) and (on == "face" or len(array) != n):
         return array
     if len(array) != n:
         raise ValueError(f"{field} has {len(array)} values, but the mesh has {len(face)} faces and {n} vertices")
@@ -137,11 +150,12 @@ def _axes(extent: NDArray[np.float64], up: Up) -> tuple[NDArray[np.float64], NDA
 
 
 def _file_color(data: Data, face: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    """The colours the file came with (``data.color``), or a plain one, per element."""
+    """The colours the file came with (``data.face_color``, ``data.color``), or a plain one, per element."""
     n = len(data.pos) if face is None else len(face)
-    if "color" not in data:
+    per_face = face is not None and "face_color" in data
+    if "color" not in data and not per_face:
         return np.tile(np.array(PLAIN), (n, 1))
-    color = _array(data.color)
+    color = _array(data.face_color if per_face else data.color)
     color = color / 255.0 if color.dtype.kind in "iu" else color.astype(np.float64)
     if color.ndim != 2 or color.shape[1] < 3 or len(color) not in (n, len(data.pos)):
         raise ValueError(
@@ -149,7 +163,9 @@ def _file_color(data: Data, face: NDArray[np.int64] | None) -> NDArray[np.float6
             f"with N = {len(data.pos)} vertices and {n} faces"
         )
     color = color[:, :3].clip(0, 1)
-    return color if face is None or len(color) == len(face) else color[face].mean(1)
+    if face is None or per_face or len(color) != len(data.pos):
+        return color
+    return color[face].mean(1)
 
 
 def _legend(label: NDArray[np.int64], names: Names | None) -> dict[int, tuple[str, float]]:

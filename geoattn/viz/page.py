@@ -10,7 +10,7 @@ from torch_geometric.data import Data
 
 from geoattn._optional import require
 from geoattn.data.io import check_path, write_whole
-from geoattn.viz._scene import Names, Scene, Up, read_scene
+from geoattn.viz._scene import Names, On, Scene, Up, read_scene
 
 PAGE_FORMATS = {"html": ("plotly", "viz"), "htm": ("plotly", "viz")}
 """What :func:`page` writes, for :func:`geoattn.data.io.check_path`."""
@@ -40,6 +40,7 @@ def page(
     *,
     label: ArrayLike | None = None,
     score: ArrayLike | None = None,
+    label_on: On | None = None,
     names: Names | None = None,
     up: Up = "auto",
     title: str | None = None,
@@ -53,12 +54,15 @@ def page(
 
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
-            ``data.color`` ([N, 3] or [F, 3]; floats in 0 to 1 or integers in 0 to 255), if there.
+            ``data.face_color`` [F, 3] or ``data.color`` ([N, 3] or [F, 3]), floats in 0 to 1 or integers in 0 to
+            255, if there.
         path: The file to write, with the extension html or htm. Its folder must exist.
-        label: Integer per face [F] or vertex [N] (per face if F = N). A face takes the majority of its
-            corners, the first corner's if all differ. Negative is unlabelled and grey.
+        label: Integer per face [F] or vertex [N]. A face takes the majority of its corners, the first corner's if
+            all differ. Negative is unlabelled and grey.
         score: Scalar per face [F] or vertex [N], such as the probability of the label. With ``label`` it
             shows on hover; alone it is drawn, with a colour bar.
+        label_on: What ``label`` and ``score`` describe, "vertex" or "face". Default: ``data.label_on``; without it
+            their number decides.
         names: Names of the labels, a sequence or a mapping from label to name.
         up: Up axis of the file. "auto" takes the axis of largest extent, but y, then z, if within 20 %.
         title: Heading, and name of the browser's tab.
@@ -70,7 +74,7 @@ def page(
 
     """
     check_path(path, PAGE_FORMATS)
-    scene = read_scene(data, label, score, names, up)
+    scene = read_scene(data, label, score, label_on, names, up)
     figure = require("plotly.graph_objects", "viz").Figure()
     draw = _add_points if scene.face is None else _add_faces
     everything = np.arange(len(scene.color))

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from geoattn._optional import require
 from geoattn.data.io import check_path, write_whole
 from geoattn.data.palette import label_colors
-from geoattn.viz._scene import Names, Scene, Up, read_scene
+from geoattn.viz._scene import Names, On, Scene, Up, read_scene
 
 Array = NDArray[np.float64]
 
@@ -39,6 +39,7 @@ def picture(
     *,
     label: ArrayLike | None = None,
     score: ArrayLike | None = None,
+    label_on: On | None = None,
     names: Names | None = None,
     views: Sequence[str] = ("front", "side", "back"),
     up: Up = "auto",
@@ -54,11 +55,14 @@ def picture(
 
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
-            ``data.color`` ([N, 3] or [F, 3]; floats in 0 to 1 or integers in 0 to 255), if there.
+            ``data.face_color`` [F, 3] or ``data.color`` ([N, 3] or [F, 3]), floats in 0 to 1 or integers in 0 to
+            255, if there.
         path: The file to write, with the extension png. Its folder must exist.
-        label: Integer per face [F] or vertex [N] (per face if F = N). A face takes the majority of its
-            corners, the first corner's if all differ. Negative is unlabelled and grey.
+        label: Integer per face [F] or vertex [N]. A face takes the majority of its corners, the first corner's if
+            all differ. Negative is unlabelled and grey.
         score: Scalar per face [F] or vertex [N], drawn with a colour bar; not together with ``label``.
+        label_on: What ``label`` and ``score`` describe, "vertex" or "face". Default: ``data.label_on``; without it
+            their number decides.
         names: Names of the labels, a sequence or a mapping from label to name.
         views: Any of front, oblique, side, left, back, top, bottom. "side" looks
             from the right of "front"; captions name the axis the camera stands on.
@@ -83,7 +87,7 @@ def picture(
         raise ValueError(f"views is empty; views are {', '.join(_VIEWS)}")
     if min(size) < 64:
         raise ValueError(f"size is {size}, but must be at least 64 pixels each way")
-    scene = read_scene(data, label, score, names, up)
+    scene = read_scene(data, label, score, label_on, names, up)
     color = scene.color if scene.score is None else _score_color(scene.score)
 
     sheet = _Sheet(*size)

@@ -233,6 +233,13 @@ def test_a_loaded_file_is_saved_as_it_was(tmp_path):
             assert loaded.label_on == "face"
 
 
+def test_loaded_labels_that_are_no_integers_are_warned_about(tmp_path):
+    np.savez(tmp_path / "m.npz", pos=np.eye(3), label=[0, 0.5, 1])
+    loaded, warning = saved(tmp_path / "n.npz", load(tmp_path / "m.npz"))
+    assert "label" not in loaded
+    assert "leaves out label (kept by no format)" in warning
+
+
 def test_given_labels_go_before_those_of_the_sample(tmp_path):
     data = sample("label per face", faces=True, soup=False)
     data.scalar, data.scalar_on = torch.arange(42.0), "vertex"

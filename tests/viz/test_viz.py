@@ -169,6 +169,29 @@ def test_without_labels_the_colours_of_the_file_are_drawn(tmp_path, ball, dtype)
     assert drawn(pixels(tmp_path / "a.png"), [255, 51, 0]) > 1000
 
 
+def test_colours_of_faces_go_before_those_of_vertices(tmp_path, ball):
+    ball.color = torch.zeros(len(ball.pos), 3)
+    ball.face_color = torch.tensor([1.0, 0.2, 0.0]).expand(ball.face.shape[1], 3)
+    picture(ball, tmp_path / "a.png", size=SIZE)
+    assert drawn(pixels(tmp_path / "a.png"), [255, 51, 0]) > 1000
+
+
+@pytest.mark.parametrize(("draw", "name"), [(picture, "a.png"), (page, "a.html")])
+def test_as_many_faces_as_vertices_leave_nothing_to_guess(tmp_path, draw, name):
+    tetrahedron = Data(pos=torch.eye(4)[:, :3], face=torch.tensor([[0, 0, 0, 1], [1, 2, 3, 2], [2, 3, 1, 3]]))
+    label = np.array([0, 0, 0, 1])
+    with pytest.raises(ValueError, match=r"as many faces as vertices \(4\): say what label describes, by label_on="):
+        draw(tetrahedron, tmp_path / name, label=label)
+    contents = set()
+    for on in ("vertex", "face"):
+        draw(tetrahedron, tmp_path / name, label=label, label_on=on)
+        contents.add((tmp_path / name).read_bytes())
+        tetrahedron.label_on = on
+        draw(tetrahedron, tmp_path / name, label=label)
+        contents.add((tmp_path / name).read_bytes())
+    assert len(contents) == 2 or name == "a.html"  # a page has a random name in it
+
+
 @pytest.mark.parametrize("n", [1, 2, 500])
 def test_clouds(tmp_path, n):
     generator = torch.Generator().manual_seed(0)

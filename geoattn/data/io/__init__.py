@@ -63,8 +63,8 @@ def load(path: str | PathLike[str], *, process: bool = False) -> Data:
 
         - ``color`` [N, 3 or 4] and ``face_color`` [F, 3 or 4], float32 in 0..1;
         - ``normal`` [N, 3] and ``uv`` [N, 2], float32, if each vertex has one of its own (v points up);
-        - ``label`` [N or F] int64 and ``scalar`` [N or F] float32, with ``label_on`` and ``scalar_on``
-          ("vertex" or "face") for what they describe;
+        - ``label`` [N or F] int64 (float32 if some are no integers) and ``scalar`` [N or F] float32, with
+          ``label_on`` and ``scalar_on`` ("vertex" or "face") for what they describe;
         - ``part`` [F], or [N] for a cloud: the geometry of the scene, and ``part_name``, a list of their
           names, if there are several;
         - ``origin`` [3] float64, for coordinates so far from zero that float32 would blur the shape (by more

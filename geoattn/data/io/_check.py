@@ -223,7 +223,7 @@ def to_data(arrays: Arrays) -> Data:
             raise ValueError(f"{key} has {len(value)} rows for {lengths.get(on, 0)} {on} rows")
         tensor = _attribute(key, value)
         if tensor is None:
-            allowed = {"label": "integers", "part": f"integers in 0..{MAX_INSTANCES}"}.get(key, "finite")
+            allowed = f"integers in 0..{MAX_INSTANCES}" if key == "part" else "finite"
             warnings.warn(f"{key} is left out: it has values that are not {allowed}", stacklevel=4)
             continue
         data[key] = tensor
@@ -252,7 +252,7 @@ def to_float32(pos: Array, origin: Array | None) -> tuple[Array, Array | None]:
 
 
 def _attribute(key: str, value: Array) -> torch.Tensor | None:
-    """The attribute in its type, or None if it is not finite, or not integer where it must be."""
+    """The attribute in its type, or None if it is not finite, or no numbers of parts."""
     if key in WIDTHS and (value.ndim != 2 or value.shape[1] not in WIDTHS[key]):
         raise ValueError(f"{key} has shape {list(value.shape)}")
     if key in ("label", "scalar", "part") and value.ndim != 1:
@@ -263,13 +263,13 @@ def _attribute(key: str, value: Array) -> torch.Tensor | None:
         return None
     if key in ("color", "face_color"):
         value = np.clip(unit_color(value), 0, 1)
-    elif key in ("label", "part"):
-        if (value.dtype.kind == "f" and (value != np.trunc(value)).any()) or np.abs(value).max(initial=0) >= 2**63:
-            return None
-        if key == "part" and value.size and not 0 <= value.min() <= value.max() <= MAX_INSTANCES:
+    elif key == "part":
+        if (value != np.trunc(value)).any() or not ((value >= 0) & (value <= MAX_INSTANCES)).all():
             return None
         value = value.astype(np.int64)
-    elif key in ("normal", "uv", "scalar"):
+    elif key == "label" and (value == np.trunc(value)).all() and np.abs(value).max(initial=0) < 2**63:
+        value = value.astype(np.int64)
+    elif key in ("normal", "uv", "scalar", "label"):
         with np.errstate(over="ignore"):
             value = value.astype(np.float32)
         if not np.isfinite(value).all():

@@ -141,6 +141,9 @@ def _checked(data: Data, given: dict[str, Any], given_on: dict[str, On | None]) 
 
     for key in ("label", "scalar"):
         values = data.get(key) if given[key] is None else given[key]
+        if key == "label" and given[key] is None and values is not None and _numpy(values).dtype.kind not in "iu":
+            mesh.others.append("label")  # ``load`` gives what is no integer as well
+            continue
         if values is not None and (given[key] is not None or np.size(_numpy(values))):
             on, checked = _number_per_row(key, _numpy(values), given_on[key] or data.get(f"{key}_on"), mesh)
             mesh.of(on)[key] = checked
@@ -286,7 +289,7 @@ def _check_holds(extension: str, has_faces: bool | None, asked: list[tuple[str, 
     for key, on in asked:
         row = _row(key, on)
         if row not in kept:
-            raise ValueError(f"a point cloud has no faces, so no {row}")
+            raise ValueError(f"a point cloud has no faces, so no {row}" if on == "face" else f"no format holds a {row}")
         if extension not in kept[row].split():
             as_colors.append(row)
             if extension not in kept[_row("color", on)].split():
