@@ -1,6 +1,8 @@
 """Builds the optional CPU kernels: plain C++ without torch's headers, so one build serves every version of torch."""
 
+import ctypes
 import platform
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,12 @@ class BuildKernels(build_ext):
     """`build_ext` that compiles one source with several sets of flags."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile and link the kernels."""
+        """Compile and link the kernels, or take those of an earlier editable install if nothing has changed."""
+        earlier = Path(self.get_ext_filename(ext.name))
+        if self.editable_mode and not self.force and is_up_to_date(earlier, ext):
+            Path(self.get_ext_fullpath(ext.name)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(earlier, self.get_ext_fullpath(ext.name))
+            return
 
         def compile_for(name: str) -> list[str]:
             return self.compiler.compile(
@@ -42,6 +49,16 @@ class BuildKernels(build_ext):
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """None: the library is loaded by ctypes and has no module initialiser."""
         return []
+
+
+def is_up_to_date(library: Path, ext: Extension) -> bool:
+    """Whether a library was built from what is here, for this machine."""
+    try:
+        built = library.stat().st_mtime
+        ctypes.CDLL(str(library.resolve()))
+    except OSError:
+        return False
+    return all(Path(source).stat().st_mtime <= built for source in [*ext.depends, __file__])
 
 
 setup(

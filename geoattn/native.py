@@ -1,22 +1,28 @@
 """The compiled kernels for CPUs: finding them, for every module that has a use for one.
 
-They are built by ``pip install`` where there is a compiler and are absent where there is none. The library has a plain
-C interface and knows nothing of torch, so one build serves every version; it runs on torch's own threads.
+They are built by ``pip install`` where there is a compiler and are absent where there is none, which is said once, at
+the first call that would have run them. The library has a plain C interface and knows nothing of torch, so one build
+serves every version; it runs on torch's own threads.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-MISSING = "the CPU kernels were not built; install a C++ compiler, then `pip install --force-reinstall geoattn`"
+from geoattn._arguments import warn_once
 
 _INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
 OUT_OF_RANGE = "the pattern names a key or a query that does not exist"
@@ -45,13 +51,62 @@ def _raise_failure(result: Any, function: Any, arguments: tuple[Any, ...]) -> An
     return result
 
 
-_BUILT = (Path(__file__).parent / "ops" / "backends").glob("_cpu*.so")
-_LIBRARY = next((_Library(str(path)) for path in _BUILT), None)
+_PACKAGE = Path(__file__).parent
+
+
+def _load() -> tuple[_Library | None, str | None]:
+    """The library, or why it cannot be loaded, if it was built."""
+    for path in (_PACKAGE / "ops" / "backends").glob("_cpu*.so"):
+        try:
+            return _Library(str(path)), None
+        except OSError as error:  # of another machine
+            return None, str(error)
+    return None, None
+
+
+_LIBRARY, _NOT_LOADED = _load()
 
 
 def library() -> ctypes.CDLL | None:
     """The kernels, or None where they were not built."""
     return _LIBRARY
+
+
+@cache
+def missing() -> str:
+    """Why there are no kernels, and what helps."""
+    if sys.platform == "win32":
+        return "the CPU kernels are not built on Windows"
+    if _NOT_LOADED is not None:
+        return f"the CPU kernels cannot be loaded ({_NOT_LOADED}); build them for this machine: {_build_command()}"
+    return f"the CPU kernels were not built; install a C++ compiler (Debian: apt-get install g++), then {_build_command()}"
+
+
+def _build_command() -> str:
+    """The command that builds the kernels where they are missing, from where the package was installed from."""
+    root = _PACKAGE.parent
+    if (root / "setup.py").exists():  # a clone
+        return f"`pip install -e {shlex.quote(str(root))}`"
+    try:
+        source = json.loads(metadata.distribution("geoattn").read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        source = {}
+    url = source.get("url", "")
+    if "vcs_info" in source:
+        what = f"{source['vcs_info']['vcs']}+{url}@{source['vcs_info']['commit_id']}"
+    elif "dir_info" in source:
+        what = shlex.quote(unquote(urlsplit(url).path))
+    elif url and not url.endswith(".whl"):
+        what = shlex.quote(url)
+    else:  # from an index, where a wheel may have been without them
+        what = "--no-binary geoattn geoattn"
+    return f"`pip install --force-reinstall --no-cache-dir --no-deps {what}`"
+
+
+def warn_if_missing(x: torch.Tensor) -> None:
+    """Say, once in a process, that kernels would have run on this tensor had they been built."""
+    if _LIBRARY is None and x.device.type == "cpu" and sys.platform != "win32" and not torch.compiler.is_compiling():
+        warn_once(f"geoattn is several times slower than it could be: {missing()}")
 
 
 @cache
@@ -62,7 +117,7 @@ def function(name: str) -> Callable[..., int]:
         RuntimeError: If the kernels were not built.
     """
     if _LIBRARY is None:
-        raise RuntimeError(MISSING)
+        raise RuntimeError(missing())
     wanted = _INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), "base")
     return getattr(_LIBRARY, f"{name}_{wanted}", None) or getattr(_LIBRARY, f"{name}_base")
 

@@ -18,6 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from geoattn._arguments import check_tensors, checked_integer
+
 
 def z_order(pos: Tensor, batch: Tensor | None = None, bits: int = 16) -> Tensor:
     """Codes along the Z-order curve (Morton 1966): the bits of the coordinates interleaved, the first axis highest.
@@ -33,10 +35,11 @@ def z_order(pos: Tensor, batch: Tensor | None = None, bits: int = 16) -> Tensor:
         ``[N]`` int64, not negative.
 
     Raises:
+        TypeError: If points are no tensor, or ``bits`` is no integer.
         ValueError: On bad shapes, coordinates that are not finite or not cells, or if the bits of all axes and of
             ``batch`` are more than 63.
     """
-    _check(pos, batch, bits)
+    bits = _check(pos, batch, bits)
     return _interleave(_cells(pos, batch, bits), batch, bits)
 
 
@@ -48,7 +51,7 @@ def hilbert(pos: Tensor, batch: Tensor | None = None, bits: int = 16) -> Tensor:
 
     Arguments, result and errors are those of `z_order`.
     """
-    _check(pos, batch, bits)
+    bits = _check(pos, batch, bits)
     axes = _cells(pos, batch, bits)
     # From the coarsest cell to the finest: turn what lies inside a cell the way the curve runs through it.
     for bit in reversed(range(1, bits)):
@@ -73,7 +76,9 @@ def hilbert(pos: Tensor, batch: Tensor | None = None, bits: int = 16) -> Tensor:
     return _interleave(axes, batch, bits)
 
 
-def _check(pos: Tensor, batch: Tensor | None, bits: int) -> None:
+def _check(pos: Tensor, batch: Tensor | None, bits: int) -> int:
+    check_tensors(pos=pos)
+    bits = checked_integer("bits", bits)
     if pos.dim() != 2 or pos.size(1) < 1 or pos.is_complex() or pos.dtype == torch.bool:
         raise ValueError(f"expected pos [N, D] of numbers, got {pos.dtype} {list(pos.shape)}")
     axes = pos.size(1)
@@ -85,7 +90,8 @@ def _check(pos: Tensor, batch: Tensor | None, bits: int) -> None:
             f"subtract the smallest or pass more bits"
         )
     if batch is None:
-        return
+        return bits
+    check_tensors(batch=batch)
     if batch.shape != pos.shape[:1] or batch.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"expected batch [{pos.size(0)}] of int64, got {batch.dtype} {list(batch.shape)}")
     if batch.numel() and (int(batch.min()) < 0 or axes * bits + int(batch.max()).bit_length() > 63):
@@ -93,6 +99,7 @@ def _check(pos: Tensor, batch: Tensor | None, bits: int) -> None:
             f"batch must be in [0, 2^{63 - axes * bits}), got {int(batch.min())} to {int(batch.max())}: "
             f"{axes} axes of {bits} bits leave it {63 - axes * bits}"
         )
+    return bits
 
 
 def _cells(pos: Tensor, batch: Tensor | None, bits: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from geoattn._arguments import check_tensors
 from geoattn._optional import require
 from geoattn.geometry.mesh import check_mesh, connected_components, edges
 
@@ -40,6 +41,7 @@ def geodesic_distance(pos: Tensor, face: Tensor, source: Tensor, method: Literal
     import numpy as np
 
     check_mesh(pos, face)
+    check_tensors(source=source)
     size = pos.size(0)
     if source.numel() and (source.dim() != 1 or int(source.min()) < 0 or int(source.max()) >= size):
         raise ValueError(f"source must be vertices in 0..{size - 1} of shape [S], got {source.tolist()}")

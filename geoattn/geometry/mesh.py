@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geoattn._arguments import check_tensors, checked_integer
 from geoattn._optional import require
 
 
@@ -55,24 +56,41 @@ def check_mesh(pos: Tensor, face: Tensor) -> None:
         face: [3, F] integer vertex indices in ``0..V-1``.
 
     Raises:
+        TypeError: If they are no tensors.
         ValueError: If they do not; the message names the argument and the value.
     """
-    if pos.dim() != 2 or pos.size(1) != 3 or not pos.is_floating_point():
-        raise ValueError(f"pos must be floating point of shape [V, 3], got {pos.dtype} {list(pos.shape)}")
+    _check_pos(pos)
+    _check_face(face)
     if not torch.isfinite(pos).all():
         first = int((~torch.isfinite(pos)).any(dim=1).nonzero()[0])
         raise ValueError(f"pos[{first}] is {pos[first].tolist()}; remove or repair vertices that are not finite")
-    if face.dim() != 2 or face.size(0) != 3 or face.is_floating_point():
-        hint = " (pass face.t())" if face.dim() == 2 and face.size(1) == 3 else ""
-        raise ValueError(f"face must be integer of shape [3, F], got {face.dtype} {list(face.shape)}{hint}")
     if face.numel() and (int(face.min()) < 0 or int(face.max()) >= pos.size(0)):
         raise ValueError(
             f"face has vertices {int(face.min())}..{int(face.max())}, but pos has only {pos.size(0)} of them"
         )
 
 
+def _check_pos(pos: Tensor) -> None:
+    """All of `check_mesh` that needs no look at the values, of positions."""
+    check_tensors(pos=pos)
+    if pos.dim() != 2 or pos.size(1) != 3 or not pos.is_floating_point():
+        hint = " (pass pos.t())" if pos.dim() == 2 and pos.size(0) == 3 and pos.size(1) != 3 else ""
+        hint = hint or ("" if pos.is_floating_point() else " (pass pos.float())")
+        raise ValueError(f"pos must be floating point of shape [V, 3], got {pos.dtype} {list(pos.shape)}{hint}")
+
+
+def _check_face(face: Tensor) -> None:
+    """All of `check_mesh` that needs no look at the values, of faces."""
+    check_tensors(face=face)
+    if face.dim() != 2 or face.size(0) != 3 or face.is_floating_point():
+        hint = " (pass face.t())" if face.dim() == 2 and face.size(1) == 3 else ""
+        raise ValueError(f"face must be integer of shape [3, F], got {face.dtype} {list(face.shape)}{hint}")
+
+
 def _face_vectors(pos: Tensor, face: Tensor) -> Tensor:
     """Cross product of two sides of each face [F, 3]: twice the area times the normal; 0 if degenerate."""
+    _check_pos(pos)
+    _check_face(face)
     a, b, c = pos[face[0]], pos[face[1]], pos[face[2]]
     cross = torch.linalg.cross(b - a, c - a)
     longest = torch.stack([(b - a).square().sum(-1), (c - b).square().sum(-1), (a - c).square().sum(-1)]).amax(0)
@@ -105,6 +123,8 @@ def face_areas(pos: Tensor, face: Tensor) -> Tensor:
 
 def face_centroids(pos: Tensor, face: Tensor) -> Tensor:
     """Mean of the three corners of each face [F, 3]."""
+    _check_pos(pos)
+    _check_face(face)
     return (pos[face[0]] + pos[face[1]] + pos[face[2]]) / 3
 
 
@@ -139,6 +159,7 @@ def edges(face: Tensor) -> EdgeTopology:
     Returns:
         ``EdgeTopology(edge [2, E], face_edge [3, F], edge_count [E])``.
     """
+    _check_face(face)
     start, end = face.t().reshape(-1), face.roll(-1, 0).t().reshape(-1)
     low, high = torch.minimum(start, end), torch.maximum(start, end)
     base = int(high.max()) + 1 if high.numel() else 1
@@ -260,6 +281,7 @@ def _sharing(member: Tensor, group: Tensor, size: int) -> Tensor:
 
 
 def _faces_as_members(face: Tensor) -> Tensor:
+    _check_face(face)
     return torch.arange(face.size(1), device=face.device).repeat(3)
 
 
@@ -287,6 +309,7 @@ def vertex_adjacency(face: Tensor, num_nodes: int) -> Tensor:
     edge = edges(face).edge
     edge = edge[:, edge[0] != edge[1]]
     both = torch.cat([edge, edge.flip(0)], dim=1)
+    num_nodes = checked_integer("num_nodes", num_nodes)
     return both[:, (both[0] * max(num_nodes, 1) + both[1]).argsort()]
 
 
@@ -299,6 +322,8 @@ def connected_components(face: Tensor, num_nodes: int) -> Tensor:
     from scipy import sparse
     from scipy.sparse import csgraph
 
+    _check_face(face)
+    num_nodes = checked_integer("num_nodes", num_nodes)
     a, b, c = face.cpu().numpy()
     row, column = np.concatenate([a, b]), np.concatenate([b, c])
     graph = sparse.coo_matrix((np.ones(len(row), dtype=np.int8), (row, column)), shape=(num_nodes, num_nodes))
@@ -328,8 +353,11 @@ def sample_surface(
         Points [S, 3], the face of each [S], and its barycentric coordinates there [S, 3].
 
     Raises:
-        ValueError: If there are points to draw and no faces.
+        TypeError: If ``count`` is no integer.
+        ValueError: If there are points to draw and no faces, or the mesh is not one (see :func:`check_mesh`).
     """
+    check_mesh(pos, face)
+    count = checked_integer("count", count, least=0)
     if count > 0 and face.size(1) == 0:
         raise ValueError("the mesh has no faces to sample from; sample its vertices instead")
     device = generator.device if generator is not None else torch.device("cpu")
@@ -365,6 +393,7 @@ def simplify(pos: Tensor, face: Tensor, faces: int) -> tuple[Tensor, Tensor]:
         face; or the two arguments themselves if F <= ``faces`` or if a simplification would leave no face.
 
     Raises:
+        TypeError: If ``faces`` is no integer.
         ValueError: If ``faces`` is less than 1, or the mesh is not one (see :func:`check_mesh`).
     """
     import numpy as np
@@ -372,8 +401,7 @@ def simplify(pos: Tensor, face: Tensor, faces: int) -> tuple[Tensor, Tensor]:
     fast_simplification = require("fast_simplification")
 
     check_mesh(pos, face)
-    if faces < 1:
-        raise ValueError(f"faces must be at least 1, got {faces}")
+    faces = checked_integer("faces", faces, least=1)
     if face.size(1) <= faces:
         return pos, face
     new_pos, new_face = fast_simplification.simplify(

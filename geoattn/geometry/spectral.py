@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from geoattn._arguments import checked_integer
 from geoattn._optional import require
 from geoattn.geometry.mesh import check_mesh, nonmanifold_edges
 from geoattn.geometry.threads import one_thread
@@ -175,6 +176,7 @@ def eigenbasis(pos: Tensor, face: Tensor | None, k: int, robust: bool | None = N
         of ``pos``.
 
     Raises:
+        TypeError: If ``k`` is no integer.
         ValueError: If ``k`` is less than 1, or the mesh is not one.
     """
     eigenvalues, eigenvectors = eigendecomposition(*laplacian(pos, face, robust), k)
@@ -200,13 +202,13 @@ def eigendecomposition(L: sparse.csr_matrix, mass: Tensor, k: int) -> tuple[Tens
         ``L``) if that is less. Among the zero eigenvalues the component of largest mass is first.
 
     Raises:
+        TypeError: If ``k`` is no integer.
         ValueError: If ``k`` is less than 1.
     """
     import numpy as np
     from scipy.sparse import csgraph
 
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    k = checked_integer("k", k, least=1)
     surface = np.flatnonzero(L.diagonal() > 0)
     k = min(k, len(surface))
     vectors = np.zeros((L.shape[0], k))
@@ -305,7 +307,7 @@ def heat_kernel_signature(
         nonzero = eigenvalues[_nonzero(eigenvalues)]
         if nonzero.numel():
             low, high = 4 * math.log(10) / nonzero.max(), 4 * math.log(10) / nonzero.min()
-            times = torch.logspace(float(low.log10()), float(high.log10()), count)
+            times = torch.logspace(float(low.log10()), float(high.log10()), checked_integer("count", count, least=1))
         else:
             times = torch.ones(count)
     return eigenvectors.square() @ torch.exp(-eigenvalues[:, None] * times.to(eigenvalues))
@@ -326,6 +328,7 @@ def biharmonic_embedding(eigenvalues: Tensor, eigenvectors: Tensor, dim: int) ->
     Returns:
         [V, dim]; if there are fewer than ``dim`` non-zero eigenvalues, the last columns are 0.
     """
+    dim = checked_integer("dim", dim, least=0)
     nonzero = _nonzero(eigenvalues)
     columns = (eigenvectors[:, nonzero] / eigenvalues[nonzero])[:, :dim]
     return torch.nn.functional.pad(columns, (0, dim - columns.size(1)))

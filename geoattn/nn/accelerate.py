@@ -45,7 +45,7 @@ class Acceleration:
         lines += [f"  changed  {name}: {kind}" for name, kind in self.changed.items()]
         lines += [f"  left     {name}: {reason}" for name, reason in self.left.items()]
         if self.changed and native.library() is None:
-            lines.append(f"  On CPUs most calls run PyG's own code: {native.MISSING}")
+            lines.append(f"  On CPUs most calls run PyG's own code: {native.missing()}")
         return "\n".join(lines)
 
 

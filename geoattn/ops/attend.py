@@ -7,12 +7,14 @@ from typing import Literal, NoReturn, overload
 import torch
 from torch import Tensor, nn
 
+from geoattn._arguments import check_tensors
 from geoattn._forced import forced
 from geoattn.ops.backends import fused, reference, windows
 from geoattn.ops.backends.modes import autocast, traced, transforms_active, without_autocast
 from geoattn.ops.backends.problem import Problem
 from geoattn.ops.segment import segment_softmax
 from geoattn.patterns import Neighbors, Windows
+from geoattn.patterns.neighbors import check_neighbors, how_to_make_neighbors
 
 Pattern = Neighbors | Windows
 
@@ -129,6 +131,8 @@ def attend(
         asked for.
 
     Raises:
+        TypeError: If an argument is no tensor, or ``pattern`` no pattern: of an ``edge_index``, make one with
+            `Neighbors.from_edge_index`.
         ValueError: If shapes, types or devices do not fit together, or ``dropout`` is outside ``[0, 1)``.
         RuntimeError: If a backend was forced that cannot take the call.
 
@@ -139,6 +143,7 @@ def attend(
         >>> geoattn.attend(q, k, v, pattern).shape
         torch.Size([100, 4, 32])
     """
+    check_tensors(query=query, key=key, value=value)
     same = value is key
     query, key, value, edge_key, edge_value = autocast(  # type: ignore[assignment]
         query.device.type, query, key, value, edge_key, edge_value
@@ -189,6 +194,8 @@ def attention_weights(
     Returns:
         ``[E, H]`` in the order of ``pattern.col``, in float32 (float64 for float64 inputs).
     """
+    check_tensors(query=query, key=key)
+    check_neighbors(pattern)
     query, key, edge_key = autocast(query.device.type, query, key, edge_key)  # type: ignore[assignment]
     _check(query, key, key, pattern, bias, 0.0, key_weight, edge_key, None, att)
     if scale is None:
@@ -274,10 +281,7 @@ def _check(
     att: Tensor | None,
 ) -> None:
     if not isinstance(pattern, (Neighbors, Windows)):
-        raise TypeError(
-            f"expected Neighbors or Windows as pattern, got {type(pattern).__name__}; "
-            "of an edge_index, make one with Neighbors.from_edge_index"
-        )
+        raise TypeError(f"expected Neighbors or Windows as pattern, got {how_to_make_neighbors(pattern)}")
     of_query, of_key, of_value = query.shape, key.shape, value.shape
 
     def refuse(reason: str) -> NoReturn:
@@ -316,8 +320,11 @@ def _check(
         if not (bias is edge_key is edge_value is att is None):
             _check_edges(heads, key, value, pattern, bias, edge_key, edge_value, att)
         index = pattern.col
-    if key_weight is not None and key_weight.shape not in (of_key[:1], (of_key[0], heads)):
-        raise ValueError(f"expected key_weight [{of_key[0]}] or [{of_key[0]}, {heads}], got {tuple(key_weight.shape)}")
+    if key_weight is not None:
+        check_tensors(key_weight=key_weight)
+        if key_weight.shape not in (of_key[:1], (of_key[0], heads)):
+            shape = tuple(key_weight.shape)
+            raise ValueError(f"expected key_weight [{of_key[0]}] or [{of_key[0]}, {heads}], got {shape}")
     if not query.device == key.device == value.device == index.device:
         raise ValueError(
             f"query, key, value and pattern must be on one device, got {query.device}, {key.device}, "
@@ -335,6 +342,8 @@ def _check_edges(
     edge_value: Tensor | None,
     att: Tensor | None,
 ) -> None:
+    terms = {"bias": bias, "edge_key": edge_key, "edge_value": edge_value, "att": att}
+    check_tensors(**{name: term for name, term in terms.items() if term is not None})
     edges = pattern.num_edges
     if pattern.heads > 1:
         if att is not None:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from geoattn._arguments import check_tensors
 from geoattn._forced import forced
 from geoattn.ops.backends import edges_fused
 from geoattn.ops.backends.modes import without_autocast
 from geoattn.ops.backends.recompute import recompute
 from geoattn.ops.segment import segment_max
 from geoattn.patterns import Neighbors
+from geoattn.patterns.neighbors import check_neighbors
 
 
 def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
@@ -31,9 +33,11 @@ def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
         ``[E, H]``, in the order of ``pattern.col``, in the type of ``query``.
 
     Raises:
+        TypeError: If an argument is no tensor, or ``pattern`` is no `Neighbors`.
         ValueError: If shapes, types or devices do not fit together.
         RuntimeError: If a backend was forced that has no such products.
     """
+    _check_types(pattern, query=query, key=key)
     query, key = _promoted(query, key)
     _check("query", query, "key", key, pattern)
     if query.shape[1:] != key.shape[1:] or query.size(0) != pattern.num_queries:
@@ -61,6 +65,7 @@ def weighted_sum(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
         ``[N, H, C]`` in the type of ``value``; zeros for queries without keys.
 
     Raises:
+        TypeError: If an argument is no tensor, or ``pattern`` is no `Neighbors`.
         ValueError: If shapes, types or devices do not fit together.
         RuntimeError: If a backend was forced that has no such products.
     """
@@ -89,6 +94,7 @@ def weighted_max(weight: Tensor, value: Tensor, pattern: Neighbors) -> Tensor:
         ``[N, H, C]`` in the type of ``value``; zeros for queries without keys.
 
     Raises:
+        TypeError: If an argument is no tensor, or ``pattern`` is no `Neighbors`.
         ValueError: If shapes, types or devices do not fit together.
     """
     weight, value = _weights_and_values(weight, value, pattern)
@@ -107,11 +113,17 @@ def _highest(
 
 
 def _weights_and_values(weight: Tensor, value: Tensor, pattern: Neighbors) -> tuple[Tensor, Tensor]:
+    _check_types(pattern, weight=weight, value=value)
     weight, value = _promoted(weight, value)
     _check("weight", weight, "value", value, pattern)
     if weight.shape != (pattern.num_edges, value.size(1)):
         raise ValueError(f"expected weight [{pattern.num_edges}, {value.size(1)}], got {tuple(weight.shape)}")
     return weight, value
+
+
+def _check_types(pattern: Neighbors, **tensors: Tensor) -> None:
+    check_tensors(**tensors)
+    check_neighbors(pattern)
 
 
 def _promoted(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

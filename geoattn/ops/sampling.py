@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from geoattn._arguments import check_tensors, checked_integer
 from geoattn.geometry.search import checked_pos, compiled, kernels_run, samples, torch_tree
 from geoattn.geometry.search.points import Points
 from geoattn.ops.segment import segment_max, segment_mean, segment_min, segment_sum
@@ -41,6 +42,7 @@ def farthest_point_sample(
         Indices into ``pos``, int64, sample after sample, in the order of choice within each.
 
     Raises:
+        TypeError: If points are no tensors, or ``num_samples`` or ``start`` is no integer.
         ValueError: On bad shapes, non-finite coordinates, a number or ratio out of range, neither or both of them, or
             a start that is not in its sample.
 
@@ -51,8 +53,8 @@ def farthest_point_sample(
     """
     if (num_samples is None) == (ratio is None):
         raise ValueError(f"give either num_samples or ratio, got {num_samples} and {ratio}")
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if num_samples is not None:
+        num_samples = checked_integer("num_samples", num_samples, least=1)
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"ratio must be in (0, 1], got {ratio}")
     key = checked_pos("pos", pos)
@@ -133,6 +135,7 @@ def voxel_pool(
     """
     if reduce not in _REDUCE:
         raise ValueError(f"reduce must be one of {', '.join(_REDUCE)}, got {reduce!r}")
+    check_tensors(x=x, pos=pos)
     if x.dim() == 0 or x.shape[:1] != pos.shape[:1]:
         raise ValueError(f"expected x [N, ...] for pos [N, D], got {tuple(x.shape)} and {tuple(pos.shape)}")
     cluster, voxels = _voxels(pos, size, batch)
@@ -168,7 +171,10 @@ def _voxels(pos: Tensor, size: float | Sequence[float] | Tensor, batch: Tensor |
 
 
 def _checked_start(start: int | Tensor, ptr: Tensor) -> Tensor:
-    first = torch.as_tensor(start, device=ptr.device).reshape(-1) if isinstance(start, int) else start
+    if isinstance(start, Tensor):
+        first = start
+    else:
+        first = torch.tensor([checked_integer("start", start)], device=ptr.device)
     if first.shape != ptr[1:].shape or first.is_floating_point() or first.device != ptr.device:
         raise ValueError(
             f"expected start as integers [{ptr.numel() - 1}], one per sample, on {ptr.device}, "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoattn._arguments import check_tensors, checked_integer
 from geoattn.ops.backends.modes import traced
 from geoattn.ops.backends.sums import gather_rows, sum_rows
 
@@ -37,6 +38,7 @@ def segment_sum(
         ``[N, ...]`` in the type of ``src``.
 
     Raises:
+        TypeError: If an argument is no tensor, or ``num_segments`` no integer.
         ValueError: If not exactly one of ``index`` and ``ptr`` is given, ``num_segments`` is given with ``ptr``, or
             shapes, types or ranges do not fit.
     """
@@ -169,6 +171,7 @@ def _unsqueezed(per_row: Tensor, like: Tensor) -> Tensor:
 
 def _rows(src: Tensor, index: Tensor | None, ptr: Tensor | None, num_segments: int | None) -> tuple[Tensor, int]:
     """The segment of each edge, ``[E]`` int64, and how many segments there are."""
+    check_tensors(src=src)
     if src.dim() == 0:
         raise ValueError("expected src [E, ...], got a scalar")
     if index is not None and ptr is None:
@@ -186,6 +189,7 @@ def _rows_of_index(src: Tensor, index: Tensor, num_segments: int | None) -> tupl
         raise ValueError(f"expected index [{src.size(0)}], one entry per row of src, got {tuple(index.shape)}")
     if num_segments is None:
         num_segments = int(index.max()) + 1 if index.numel() else 0
+    num_segments = checked_integer("num_segments", num_segments)
     if index.is_cuda:  # indexing there counts negative numbers from the end; let them fail as well
         index = index.where(index >= 0, num_segments)
     elif not traced(index) and index.numel():
@@ -211,6 +215,7 @@ def _rows_of_ptr(src: Tensor, ptr: Tensor) -> tuple[Tensor, int]:
 
 
 def _check_integers(name: str, tensor: Tensor, src: Tensor) -> None:
+    check_tensors(**{name: tensor})
     if tensor.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name} must be int32 or int64, got {tensor.dtype}")
     if tensor.device != src.device:
@@ -218,5 +223,6 @@ def _check_integers(name: str, tensor: Tensor, src: Tensor) -> None:
 
 
 def _check_floating(src: Tensor) -> None:
+    check_tensors(src=src)
     if not src.is_floating_point():
         raise ValueError(f"src must have a floating type, got {src.dtype}")

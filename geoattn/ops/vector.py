@@ -7,12 +7,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from geoattn._arguments import check_tensors
 from geoattn._forced import forced
 from geoattn.ops.backends import vector_chain, vector_reference, vector_rows
 from geoattn.ops.backends.choose import kernels_for
 from geoattn.ops.backends.modes import traced, transforms_active
 from geoattn.ops.backends.recompute import of_all_rows, recompute
 from geoattn.patterns import Neighbors
+from geoattn.patterns.neighbors import check_neighbors
 
 
 def vector_attend(
@@ -65,6 +67,7 @@ def vector_attend(
         ``[N, C]`` in the type of ``query``.
 
     Raises:
+        TypeError: If an argument is no tensor, or ``pattern`` is no `Neighbors`.
         ValueError: If shapes, types or devices do not fit together, or ``dropout`` is outside ``[0, 1)``.
         RuntimeError: If a backend was forced that has no vector attention.
 
@@ -101,6 +104,8 @@ def _check(
     key_position: Tensor,
     dropout: float,
 ) -> None:
+    check_tensors(query=query, key=key, value=value, position=position, key_position=key_position)
+    check_neighbors(pattern)
     shapes = f"got query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if not query.dim() == key.dim() == value.dim() == 2 or key.shape != value.shape or query.size(1) != key.size(1):
         raise ValueError(f"expected query [N, C], key [M, C] and value [M, C], {shapes}")

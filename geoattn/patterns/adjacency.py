@@ -13,6 +13,7 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from geoattn import native
+from geoattn._arguments import described
 from geoattn.patterns.neighbors import INT32_MAX, Neighbors
 
 Adjacency: TypeAlias = Tensor | SparseTensor | Neighbors
@@ -105,7 +106,8 @@ def _make(adjacency: Adjacency, num_queries: int, num_keys: int, self_loops: boo
         dtype = torch.int32 if narrow else torch.int64
         return Neighbors.from_edge_index(edge_index, *size, self_loops=self_loops, dtype=dtype)
     else:
-        raise TypeError(f"expected an edge_index, a sparse matrix or Neighbors, got {type(adjacency).__name__}")
+        given = described("edge_index", adjacency)
+        raise TypeError(f"expected an edge_index, a sparse matrix or Neighbors as edge_index, got {given}")
     if (pattern.num_queries, pattern.num_keys) != size:
         raise ValueError(f"expected a pattern of {num_queries} queries and {num_keys} keys, got {pattern}")
     return pattern.with_self_loops() if self_loops else pattern

@@ -23,7 +23,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from geoattn.patterns.neighbors import Neighbors, _check_fits
+from geoattn._arguments import check_tensors, checked_integer
+from geoattn.patterns.neighbors import Neighbors, _check_fits, check_neighbors
 from geoattn.patterns.rows import check_range
 
 
@@ -42,7 +43,8 @@ def union(*patterns: Neighbors) -> Neighbors:
     if not patterns:
         raise ValueError("expected at least one pattern, got none")
     first, dtype = patterns[0], torch.int32
-    for pattern in patterns:
+    for i, pattern in enumerate(patterns):
+        check_neighbors(pattern, f"patterns[{i}]")
         if (pattern.num_queries, pattern.num_keys) != (first.num_queries, first.num_keys):
             raise ValueError(f"all patterns must have the same queries and keys, got {first} and {pattern}")
         if pattern.col.device != first.col.device:
@@ -77,9 +79,7 @@ def dilated(pattern: Neighbors, dilation: int, steps: int = 1) -> Neighbors:
     Raises:
         ValueError: If a number is less than 1, the queries are not the keys, or heads have patterns of their own.
     """
-    for name, number in (("dilation", dilation), ("steps", steps)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    dilation, steps = checked_integer("dilation", dilation, least=1), checked_integer("steps", steps, least=1)
     step = _matrix(pattern)
     count = pattern._num_elements()
     ring = scipy.sparse.csr_array(scipy.sparse.identity(count, dtype=bool, format="csr"))
@@ -116,6 +116,7 @@ def random_edges(
         ValueError: If ``ratio`` is negative or not finite, the shapes do not fit, an edge joins two samples, the
             queries are not the keys, or heads have patterns of their own.
     """
+    check_neighbors(pattern)
     if not 0 <= ratio < math.inf:
         raise ValueError(f"ratio must be at least 0 and finite, got {ratio}")
     count = pattern._num_elements()
@@ -171,6 +172,8 @@ def global_nodes(nodes: Tensor, num_nodes: int, batch: Tensor | None = None) -> 
     Raises:
         ValueError: If shapes or types do not fit, or an index is out of range.
     """
+    check_tensors(nodes=nodes)
+    num_nodes = checked_integer("num_nodes", num_nodes)
     if nodes.dim() != 1 or nodes.dtype not in (torch.bool, torch.int32, torch.int64):
         raise ValueError(f"expected nodes as a mask or as indices, got {nodes.dtype} {tuple(nodes.shape)}")
     if nodes.dtype == torch.bool:
@@ -198,6 +201,7 @@ def global_nodes(nodes: Tensor, num_nodes: int, batch: Tensor | None = None) -> 
 
 def _matrix(pattern: Neighbors) -> scipy.sparse.csr_array:
     """As a boolean matrix of its own memory, sorted and without duplicates."""
+    check_neighbors(pattern)
     if pattern.heads > 1:
         raise ValueError(f"expected a pattern that all heads share, got {pattern}")
     pattern = pattern.to("cpu")
@@ -221,6 +225,7 @@ def _sample_ptr(batch: Tensor | None, num_nodes: int) -> np.ndarray:
     """Where the nodes of each sample begin and end, ``[S + 1]``, int64."""
     if batch is None:
         return np.array([0, num_nodes])
+    check_tensors(batch=batch)
     if batch.shape != (num_nodes,):
         raise ValueError(f"expected batch [{num_nodes}], got {tuple(batch.shape)}")
     if bool((batch[1:] < batch[:-1]).any()):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from geoattn import native
+from geoattn._arguments import check_tensors, checked_integer
 from geoattn.geometry import search
 from geoattn.geometry.curves import z_order
 from geoattn.geometry.mesh import edge_adjacency, edges, face_vertex_adjacency, vertex_adjacency
@@ -42,6 +43,7 @@ class Neighbors:
             looked at.
 
     Raises:
+        TypeError: If an argument is no tensor, or a number no integer.
         ValueError: If shapes or types are wrong, or (``check``) ``rowptr`` does not rise from 0 to ``E``, a key is
             outside ``[0, num_keys)`` or belongs to another head than its query.
     """
@@ -56,6 +58,8 @@ class Neighbors:
         *,
         check: bool = True,
     ) -> None:
+        check_tensors(rowptr=rowptr, col=col)
+        num_keys, heads = checked_integer("num_keys", num_keys), checked_integer("heads", heads)
         if rowptr.dtype not in (torch.int32, torch.int64) or rowptr.dtype != col.dtype:
             raise ValueError(f"rowptr and col must both be int32 or both int64, got {rowptr.dtype} and {col.dtype}")
         if rowptr.dim() != 1 or rowptr.numel() < 1 or col.dim() != 1:
@@ -275,6 +279,7 @@ class Neighbors:
         """
         if self.edge_order is None:
             raise ValueError("this pattern has no edge_order; build it with Neighbors.from_edge_index")
+        check_tensors(edge_value=edge_value)
         if edge_value.size(0) != self.num_edges:
             raise ValueError(f"expected {self.num_edges} edge values, got {edge_value.size(0)}")
         return edge_value[self.edge_order]
@@ -311,7 +316,10 @@ class Neighbors:
         """
         count = self._num_elements()
         for name, value in (("pos", pos), ("batch", batch)):
-            if value is not None and value.size(0) != count:
+            if value is None:
+                continue
+            check_tensors(**{name: value})
+            if value.dim() == 0 or value.size(0) != count:
                 raise ValueError(f"expected {name} of {count} elements, got {tuple(value.shape)}")
         if pos is not None:
             order = z_order(pos, batch).argsort(stable=True)
@@ -335,6 +343,7 @@ class Neighbors:
             ValueError: If the queries are not the keys, or ``order`` has another shape.
         """
         count = self._num_elements()
+        check_tensors(order=order)
         if order.shape != (count,):
             raise ValueError(f"expected order [{count}], got {tuple(order.shape)}")
         head = torch.arange(self.heads, device=order.device)
@@ -369,10 +378,10 @@ class Neighbors:
             samples: How many, at least 0.
 
         Raises:
+            TypeError: If the number is no integer.
             ValueError: If the number is negative, or the index type cannot count the edges.
         """
-        if samples < 0:
-            raise ValueError(f"samples must not be negative, got {samples}")
+        samples = checked_integer("samples", samples, least=0)
         queries, keys, edges = samples * self.num_queries, samples * self.num_keys, samples * self.num_edges
         _check_fits(self.col.dtype, queries=queries, keys=keys, edges=edges)
         sample = torch.arange(samples, dtype=self.col.dtype, device=self.col.device).unsqueeze(1)
@@ -410,14 +419,15 @@ class Neighbors:
             dtype: Index type of the pattern, int32 or int64; default: that of ``edge_index``.
 
         Raises:
+            TypeError: If ``edge_index`` is no tensor, or a number no integer.
             ValueError: If the shape is not ``[2, E]``, a type is another, or an index is out of range or more than the
                 type can count.
         """
-        if edge_index.dim() != 2 or edge_index.size(0) != 2:
-            raise ValueError(f"expected edge_index [2, E], got {tuple(edge_index.shape)}")
+        _check_edge_index(edge_index)
         if num_queries is None:
             num_queries = int(edge_index.max()) + 1 if edge_index.numel() else 0
-        num_keys = num_queries if num_keys is None else num_keys
+        num_queries = checked_integer("num_queries", num_queries)
+        num_keys = num_queries if num_keys is None else checked_integer("num_keys", num_keys)
         key, query = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
         dtype = edge_index.dtype if dtype is None else dtype
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool or dtype not in (torch.int32, torch.int64):
@@ -445,10 +455,13 @@ class Neighbors:
         Raises:
             ValueError: If there is none, they do not fit together, or one has heads already.
         """
+        if isinstance(patterns, Neighbors):
+            raise TypeError(f"expected a list of patterns, one for each head, got {patterns}")
         if not patterns:
             raise ValueError("expected one pattern for each head, got none")
         first, heads = patterns[0], len(patterns)
         for h, pattern in enumerate(patterns):
+            check_neighbors(pattern, f"patterns[{h}]")
             pattern.ensure_valid()
             if pattern.heads != 1:
                 raise ValueError(f"pattern {h} has heads of its own: {pattern}")
@@ -484,9 +497,15 @@ class Neighbors:
             element: ``"vertex"``, ``"face"`` or ``"edge"`` (numbered as in `geoattn.geometry.edges`).
             num_nodes: Number of vertices; default: largest index plus one.
             hops: How many steps, at least 1.
+
+        Raises:
+            TypeError: If ``face`` is no tensor, or a number no integer.
+            ValueError: If shapes do not fit, a vertex is out of range, or ``hops`` is less than 1.
         """
+        check_tensors(face=face)
         if num_nodes is None:
             num_nodes = int(face.max()) + 1 if face.numel() else 0
+        num_nodes = checked_integer("num_nodes", num_nodes)
         if element == "vertex":
             edge_index, count = vertex_adjacency(face, num_nodes), num_nodes
         elif element == "face":
@@ -508,11 +527,16 @@ class Neighbors:
             hops: At least 1.
             num_nodes: Number of nodes; default: largest index plus one.
             self_loops: Whether a node attends to itself; if not, loops of ``edge_index`` are left out, too.
+
+        Raises:
+            TypeError: If ``edge_index`` is no tensor, or a number no integer.
+            ValueError: If the shape is not ``[2, E]``, an index is out of range, or ``hops`` is less than 1.
         """
-        if hops < 1:
-            raise ValueError(f"hops must be at least 1, got {hops}")
+        _check_edge_index(edge_index)
+        hops = checked_integer("hops", hops, least=1)
         if num_nodes is None:
             num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        num_nodes = checked_integer("num_nodes", num_nodes)
         check_range("edge_index", edge_index, num_nodes)
         source, target = edge_index.cpu().numpy()
         loops = np.arange(num_nodes)
@@ -560,6 +584,43 @@ class Neighbors:
         """Every query attends to the keys within distance ``r``, nearest first; see `geoattn.ops.radius`."""
         rowptr, col = search.radius(pos, r, batch, query_pos, query_batch, max_neighbors)
         return cls(rowptr, col, pos.size(0))
+
+
+def check_neighbors(pattern: object, name: str = "pattern") -> None:
+    """That an argument is `Neighbors`.
+
+    Raises:
+        TypeError: If not; the message says how to make one of what was given.
+    """
+    if not isinstance(pattern, Neighbors):
+        raise TypeError(f"expected Neighbors as {name}, got {how_to_make_neighbors(pattern)}")
+
+
+def how_to_make_neighbors(given: object) -> str:
+    """What was given as a pattern, and what makes one of it."""
+    if isinstance(given, (Tensor, np.ndarray)):
+        kind = "a tensor" if isinstance(given, Tensor) else "a numpy array"
+        edge_index = "edge_index" if isinstance(given, Tensor) else "torch.from_numpy(edge_index)"
+        if isinstance(given, Tensor) and given.layout != torch.strided:
+            return f"a sparse matrix {list(given.shape)}; make one with geoattn.patterns.as_neighbors(matrix, *matrix.shape)"
+        return (
+            f"{kind} {list(given.shape)}; of an edge_index [2, E], make one with "
+            f"Neighbors.from_edge_index({edge_index}, num_nodes)"
+        )
+    if type(given).__name__ == "SparseTensor":
+        return "a SparseTensor; make one with geoattn.patterns.as_neighbors(matrix, *matrix.sizes())"
+    if type(given).__name__ == "Windows":
+        return f"{given}; write its pairs out with pattern.to_neighbors()"
+    return f"{type(given).__name__}; make one with Neighbors.from_edge_index, Neighbors.knn or Neighbors.from_mesh"
+
+
+def _check_edge_index(edge_index: Tensor) -> None:
+    if isinstance(edge_index, Neighbors):
+        raise TypeError(f"edge_index must be a tensor, got {edge_index}; pass pattern.to_edge_index()")
+    check_tensors(edge_index=edge_index)
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        hint = "; pass edge_index.t()" if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
+        raise ValueError(f"expected edge_index [2, E], got {tuple(edge_index.shape)}{hint}")
 
 
 def _normal(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoattn._arguments import check_tensors, checked_integer
 from geoattn.patterns.neighbors import Neighbors
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Windows:
             needed.
 
     Raises:
+        TypeError: If runs are no tensors, or ``num_keys`` is no integer.
         ValueError: If shapes, types or devices are wrong, ``query_ptr`` does not rise from 0, a run of keys ends before
             it begins or is not inside ``[0, num_keys]``, or those that follow each other do not begin at 0.
     """
@@ -44,6 +46,8 @@ class Windows:
         self, query_ptr: Tensor, key_run: Tensor | None = None, num_keys: int | None = None, *, check: bool = True
     ) -> None:
         key_run = query_ptr if key_run is None else key_run
+        check_tensors(query_ptr=query_ptr, key_run=key_run)
+        num_keys = None if num_keys is None else checked_integer("num_keys", num_keys)
         runs = query_ptr.numel() - 1
         if query_ptr.dim() != 1 or runs < 0 or key_run.shape not in ((runs + 1,), (runs, 2)):
             raise ValueError(
@@ -112,10 +116,15 @@ class Windows:
             num_samples: Number of samples ``B``; default: as many as there are in both.
 
         Raises:
+            TypeError: If samples are no tensor.
             ValueError: If samples do not ascend, or there are more than ``num_samples``.
         """
         batches = [query_batch] if key_batch is None else [query_batch, key_batch]
-        if num_samples is None:
+        for name, batch in zip(("query_batch", "key_batch"), batches, strict=False):
+            _check_samples(name, batch)
+        if num_samples is not None:
+            num_samples = checked_integer("num_samples", num_samples)
+        else:
             num_samples = max((int(batch[-1]) + 1 for batch in batches if batch.numel()), default=0)
         ptrs = [_ptr(_counts(batch, num_samples)) for batch in batches]
         return cls(ptrs[0], ptrs[-1])
@@ -144,6 +153,7 @@ class Windows:
             borrow: Whether the keys of a sample's last run reach back into the run before.
 
         Raises:
+            TypeError: If ``size`` is no integer, or ``batch`` no tensor.
             ValueError: If ``size`` is below 1, samples do not ascend, counts are negative, or not exactly one of
                 ``batch`` and ``counts`` is given.
 
@@ -151,11 +161,11 @@ class Windows:
             >>> Windows.along(4, counts=[10], borrow=True).key_run.tolist()
             [[0, 4], [4, 8], [6, 10]]
         """
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"size must be at least 1, an integer, got {size}")
+        size = checked_integer("size", size, least=1)
         if (batch is None) == (counts is None):
             raise ValueError("give either batch or counts")
         if batch is not None:
+            _check_samples("batch", batch)
             counts = _counts(batch, int(batch[-1]) + 1 if batch.numel() else 0)
         device = counts.device if isinstance(counts, Tensor) else None
         count = torch.as_tensor(counts)
@@ -402,6 +412,12 @@ def _traced() -> bool:
 def _lasting() -> AbstractContextManager[Any]:
     """Tensors made inside can be used for training later, even if this is inference mode."""
     return nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
+
+
+def _check_samples(name: str, batch: Tensor) -> None:
+    check_tensors(**{name: batch})
+    if batch.dim() != 1 or batch.is_floating_point() or batch.dtype == torch.bool:
+        raise ValueError(f"expected {name} as integers [N], got {batch.dtype} {list(batch.shape)}")
 
 
 def _counts(batch: Tensor, num_samples: int) -> Tensor:

@@ -449,7 +449,7 @@ def test_a_bias_in_inference_mode_and_compiled_with_its_pattern_inside():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="counts as integers"):
         Windows.along(2, counts=[1.9])
-    with pytest.raises(ValueError, match="an integer"):
+    with pytest.raises(TypeError, match="size must be an integer"):
         Windows.along(2.5, counts=[3])
     with pytest.raises(TypeError, match=r"Neighbors.from_edge_index"):
         attend(*torch.randn(3, 4, 1, 2).unbind(), torch.zeros(2, 3, dtype=torch.int64))

@@ -182,7 +182,7 @@ def test_errors():
         as_neighbors(Neighbors.from_edge_index(edge_index), QUERIES, KEYS)
     with pytest.raises(ValueError, match="7 queries and 5 keys, got Neighbors"):
         as_neighbors(EdgeIndex(edge_index, sparse_size=(9, 9)).sort_by("col").values, QUERIES, KEYS)
-    with pytest.raises(TypeError, match="sparse matrix or Neighbors, got list"):
+    with pytest.raises(TypeError, match="sparse matrix or Neighbors as edge_index, got a list"):
         as_neighbors([[0], [1]], QUERIES, KEYS)
 
 

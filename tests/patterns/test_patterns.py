@@ -489,7 +489,7 @@ SMALL = Neighbors.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
         (lambda: SMALL.reorder(torch.zeros(5, 3)), "expected pos of 2 elements"),
         (lambda: SMALL.reorder(batch=torch.zeros(5)), "expected batch of 2 elements"),
         (lambda: Neighbors.knn(torch.zeros(2, 3), 1).reorder_edges(torch.zeros(2)), "no edge_order"),
-        (lambda: SMALL.repeat(-1), "samples must not be negative"),
+        (lambda: SMALL.repeat(-1), "samples must be at least 0"),
         (lambda: SMALL.to(torch.int32).repeat(2**31), "int32 cannot count"),
         (lambda: Windows(torch.tensor([0, 1]), torch.tensor([0])), r"expected query_ptr \[B \+ 1\] and key_run"),
         (lambda: Windows(torch.tensor([0, 1]), torch.zeros(1, 3)), r"expected query_ptr \[B \+ 1\] and key_run"),

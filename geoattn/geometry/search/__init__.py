@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from geoattn import native
+from geoattn._arguments import check_tensors, checked_integer
 from geoattn._forced import forced
 from geoattn.geometry.search import brute_force, compiled, scipy_tree, torch_tree
 from geoattn.geometry.search.points import Points
@@ -47,10 +48,10 @@ def knn(
         ``col[rowptr[i]:rowptr[i + 1]]``.
 
     Raises:
+        TypeError: If points are no tensors, or ``k`` is no integer.
         ValueError: On bad shapes, non-finite coordinates or ``k < 1``.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    k = checked_integer("k", k, least=1)
     points = _points(pos, batch, query_pos, query_batch)
     if _none(points):
         return _no_rows(points)
@@ -82,12 +83,13 @@ def radius(
         ``rowptr`` ``[N + 1]`` and ``col`` ``[E]``, int64, as `knn`.
 
     Raises:
+        TypeError: If points are no tensors, or ``max_neighbors`` is no integer.
         ValueError: On bad shapes, non-finite coordinates, ``r < 0`` or ``max_neighbors < 1``.
     """
     if not r >= 0:
         raise ValueError(f"r must not be negative, got {r}")
-    if max_neighbors is not None and max_neighbors < 1:
-        raise ValueError(f"max_neighbors must be at least 1, got {max_neighbors}")
+    if max_neighbors is not None:
+        max_neighbors = checked_integer("max_neighbors", max_neighbors, least=1)
     points = _points(pos, batch, query_pos, query_batch)
     if _none(points):
         return _no_rows(points)
@@ -106,11 +108,13 @@ def kernels_run(pos: Tensor) -> bool:
     wanted = forced()
     if wanted in ("torch", "reference"):
         return False
-    reason = native.MISSING if native.library() is None else None
+    reason = native.missing() if native.library() is None else None
     if pos.device.type != "cpu":
         reason = f"the CPU kernels do not run on {pos.device.type}"
     if wanted == "cpu" and reason is not None:
         raise RuntimeError(f"backend 'cpu' was asked for, but {reason}")
+    if wanted is None:
+        native.warn_if_missing(pos)
     return reason is None
 
 
@@ -164,6 +168,7 @@ def _points(pos: Tensor, batch: Tensor | None, query_pos: Tensor | None, query_b
 
 def checked_pos(name: str, pos: Tensor) -> Tensor:
     """``pos [N, D]``, detached and contiguous, in float32 if that holds it exactly, else in float64."""
+    check_tensors(**{name: pos})
     if pos.dim() != 2 or pos.size(1) == 0:
         raise ValueError(f"expected {name} [N, D] with D at least 1, got {tuple(pos.shape)}")
     if pos.is_complex() or pos.dtype == torch.bool:
@@ -196,8 +201,13 @@ def samples(name: str, batch: Tensor | None, pos: Tensor) -> tuple[Tensor, Tenso
     count = pos.size(0)
     if batch is None:
         return torch.zeros(1, dtype=torch.int64, device=pos.device), torch.tensor([0, count], device=pos.device)
+    check_tensors(**{name: batch})
     if batch.shape != (count,):
-        raise ValueError(f"expected {name} [{count}], got {tuple(batch.shape)}")
+        hint = "; are the positions transposed?" if batch.shape == (pos.size(1),) else ""
+        raise ValueError(
+            f"expected {name} [{count}], the sample of each of {count} points {list(pos.shape)}, "
+            f"got {list(batch.shape)}{hint}"
+        )
     if batch.is_floating_point() or batch.dtype == torch.bool or batch.device != pos.device:
         raise ValueError(f"{name} must have integers on {pos.device}, got {batch.dtype} on {batch.device}")
     if bool((batch[1:] < batch[:-1]).any()):

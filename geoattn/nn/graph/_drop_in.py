@@ -13,6 +13,8 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import add_self_loops, is_sparse, remove_self_loops
 from torch_geometric.utils.loop import compute_loop_attr
 
+from geoattn import native
+from geoattn._arguments import described, warn_once
 from geoattn._forced import forced
 from geoattn.nn.graph._linears import any_hooks
 from geoattn.ops import attend, attention_weights
@@ -106,7 +108,10 @@ class DropIn(MessagePassing):
             return False  # PyG does not take all of what we take
         numbers = width * (edge_index.num_edges if isinstance(edge_index, Neighbors) else edge_index.size(-1))
         name = forced()
-        if name == "torch" or (name is None and BACKENDS[_KERNELS[x.is_cuda]].unavailable() is not None):
+        missing = name is None and BACKENDS[_KERNELS[x.is_cuda]].unavailable() is not None
+        if missing:
+            native.warn_if_missing(x)
+        if name == "torch" or missing:
             return not plain or numbers < _MANY_NUMBERS
         if not several or name is not None or torch.compiler.is_compiling():
             return False
@@ -152,6 +157,8 @@ class AttentionDropIn(DropIn):
     """
 
     additive: ClassVar[bool]  # scores, or dot products
+    needs_edge_attr: ClassVar[bool] = False  # where it was made with ``edge_dim``
+    ignores_edge_attr: ClassVar[bool] = False  # where it was made without
 
     def _pygs_path_needed(
         self, edge_index: Adjacency, features: Tensor | None, weights: bool, source: Tensor, target: Tensor | None
@@ -173,6 +180,40 @@ class AttentionDropIn(DropIn):
         loops = getattr(self, "add_self_loops", False)
         return (weights and (sparse or dropout > 0)) or (sparse and loops and features is not None)
 
+    def _check_edge_attr(self, edge_index: Adjacency, edge_attr: Tensor | None) -> None:
+        """That edge features are what the layer was made for; PyG does without, or fails in the middle.
+
+        Raises:
+            TypeError: If they are no tensor.
+            ValueError: If they do not fit the edges or ``edge_dim``, or the layer needs them or cannot use them.
+        """
+        name = type(self).__name__
+        if edge_attr is None:
+            if self.lin_edge is not None and self.needs_edge_attr:
+                raise ValueError(f"{name} was made with edge_dim={self.edge_dim}: pass edge_attr [E, {self.edge_dim}]")
+            return
+        if not isinstance(edge_attr, Tensor):
+            raise TypeError(f"edge_attr must be a tensor, got {described('edge_attr', edge_attr)}")
+        shape, width = list(edge_attr.shape), 1 if edge_attr.dim() == 1 else edge_attr.size(-1)
+        if self.lin_edge is None:
+            if self.ignores_edge_attr:
+                warn_once(
+                    f"{name} was made without edge_dim, so that edge_attr {shape} changes nothing, as in PyG: make it "
+                    f"with edge_dim={width}, or leave edge_attr out"
+                )
+            elif edge_attr.dim() < 3:
+                raise ValueError(
+                    f"{name} was made without edge_dim, so that it has no weights for edge_attr {shape}: make it with "
+                    f"edge_dim={width}, or leave edge_attr out"
+                )
+            return
+        if torch.jit.is_tracing() or not _is_graph(edge_index):  # type: ignore[attr-defined]
+            return
+        num_edges, lazy = _num_edges(edge_index), self.edge_dim == -1
+        if edge_attr.dim() > 2 or edge_attr.size(0) != num_edges or not (lazy or width == self.edge_dim):
+            wanted = "F" if lazy else self.edge_dim
+            raise ValueError(f"expected edge_attr [{num_edges}, {wanted}], a row for every edge, got {shape}")
+
     def _heads(self, x: Tensor) -> Tensor:
         """As ``[N, H, C]``."""
         return x.view(-1, self.heads, self.out_channels)
@@ -180,8 +221,6 @@ class AttentionDropIn(DropIn):
     def _edge_features(self, edge_index: Adjacency, edge_attr: Tensor, pattern: Neighbors) -> Tensor:
         """Features ``[E, F]`` in the order of the pattern, those of loops made as ``fill_value`` says."""
         num_edges = _num_edges(edge_index)
-        if edge_attr.size(0) != num_edges:
-            raise ValueError(f"expected edge_attr [{num_edges}, F], a row for every edge, got {tuple(edge_attr.shape)}")
         edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
         order = pattern.edge_order
         if order is not None and getattr(self, "add_self_loops", False):
@@ -240,6 +279,26 @@ def _num_edges(adjacency: Adjacency) -> int:
     if isinstance(adjacency, SparseTensor):
         return adjacency.nnz()
     return adjacency._nnz() if is_sparse(adjacency) else adjacency.size(-1)
+
+
+def _is_graph(adjacency: Any) -> bool:
+    """Whether it has edges that can be counted; what it is instead is said where the pattern is made."""
+    if isinstance(adjacency, Tensor) and not is_sparse(adjacency):
+        return adjacency.dim() == 2 and adjacency.size(0) == 2
+    return isinstance(adjacency, (Tensor, Neighbors, SparseTensor))
+
+
+def sources_and_targets(x: Any, name: str = "x") -> tuple[Tensor, Any]:
+    """Features of both, where PyG takes one tensor or a pair.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(x, Tensor):
+        return x, x
+    if not isinstance(x, (tuple, list)) or len(x) != 2 or not isinstance(x[0], Tensor):
+        raise TypeError(f"{name} must be a tensor [N, F], or those of sources and targets, got {described(name, x)}")
+    return x[0], x[1]
 
 
 def of_caller(pattern: Neighbors, values: Tensor) -> Tensor:

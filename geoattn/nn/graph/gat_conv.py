@@ -7,7 +7,7 @@ from typing import Any
 import torch_geometric.nn as pyg
 from torch import Tensor
 
-from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features, sources_and_targets
 from geoattn.nn.graph._linears import scores, scores_of_edges
 from geoattn.patterns import Adjacency
 
@@ -26,6 +26,7 @@ class GATConv(AttentionDropIn, pyg.GATConv):
 
     pyg_layer = pyg.GATConv
     additive = True
+    ignores_edge_attr = True
 
     def forward(
         self,
@@ -36,7 +37,8 @@ class GATConv(AttentionDropIn, pyg.GATConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """Features ``[N, H * C]`` of the targets (``[N, C]`` averaged), and attention weights if asked for."""
-        source, target = (x, x) if isinstance(x, Tensor) else x
+        source, target = sources_and_targets(x)
+        self._check_edge_attr(edge_index, edge_attr)
         features = None if self.lin_edge is None else given_features(edge_index, edge_attr)
         weights = bool(return_attention_weights)
         if self._pygs_path_needed(edge_index, features, weights, source, target):

@@ -7,7 +7,7 @@ from typing import Any
 import torch_geometric.nn as pyg
 from torch import Tensor
 
-from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features, sources_and_targets
 from geoattn.patterns import Adjacency
 
 
@@ -33,14 +33,11 @@ class GATv2Conv(AttentionDropIn, pyg.GATv2Conv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """Features ``[N, H * C]`` of the targets (``[N, C]`` averaged), and attention weights if asked for."""
-        source, target = (x, x) if isinstance(x, Tensor) else x
+        source, target = sources_and_targets(x)
         features = given_features(edge_index, edge_attr)
+        self._check_edge_attr(edge_index, features)
         weights = bool(return_attention_weights)
-        if (
-            self._pygs_path_needed(edge_index, features, weights, source, target)
-            or target is None
-            or (features is not None and self.lin_edge is None)
-        ):
+        if self._pygs_path_needed(edge_index, features, weights, source, target) or target is None:
             return super().forward(x, as_edge_index(edge_index), edge_attr, return_attention_weights)
 
         pattern = self._pattern(edge_index, source, target)

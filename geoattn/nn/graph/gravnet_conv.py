@@ -13,7 +13,7 @@ from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, MultiAggreg
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense import Linear
 
-from geoattn.nn.graph._drop_in import DropIn, as_edge_index
+from geoattn.nn.graph._drop_in import DropIn, as_edge_index, sources_and_targets
 from geoattn.nn.graph._edges import by_rows
 from geoattn.ops import segment_max, segment_mean
 from geoattn.patterns import Neighbors
@@ -77,7 +77,7 @@ class GravNetConv(DropIn, pyg.GravNetConv):
         Raises:
             ValueError: If features are not matrices or not finite, or samples do not fit or do not ascend.
         """
-        source, target = (x, x) if isinstance(x, Tensor) else x
+        source, target = sources_and_targets(x)
         if source.dim() != 2 or target.dim() != 2:
             raise ValueError(f"expected x [N, in_channels], got {tuple(source.shape)} and {tuple(target.shape)}")
         of_source, of_target = batch if isinstance(batch, tuple) else (batch, batch)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_geometric.utils import is_sparse
 
 from geoattn._forced import forced
-from geoattn.nn.graph._drop_in import DropIn, as_edge_index
+from geoattn.nn.graph._drop_in import DropIn, as_edge_index, sources_and_targets
 from geoattn.ops import vector_attend
 from geoattn.ops.backends.recompute import edges_per_chunk
 from geoattn.ops.backends.vector_chain import chain
@@ -40,8 +40,8 @@ class PointTransformerConv(DropIn, pyg.PointTransformerConv):
         self, x: Tensor | tuple[Tensor, Tensor], pos: Tensor | tuple[Tensor, Tensor], edge_index: Adjacency
     ) -> Tensor:
         """Features ``[N, C]`` of the targets."""
-        source, target = (x, x) if isinstance(x, Tensor) else x
-        source_pos, target_pos = (pos, pos) if isinstance(pos, Tensor) else pos
+        source, target = sources_and_targets(x)
+        source_pos, target_pos = sources_and_targets(pos, "pos")
         if self._messages_needed(source, target, source_pos, target_pos) or self._pyg_is_as_fast(edge_index):
             return super().forward(x, pos, as_edge_index(edge_index))
         key, query = self.lin_src(source), self.lin_dst(target)

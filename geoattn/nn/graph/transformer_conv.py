@@ -8,7 +8,7 @@ import torch
 import torch_geometric.nn as pyg
 from torch import Tensor
 
-from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features
+from geoattn.nn.graph._drop_in import AttentionDropIn, as_edge_index, given_features, sources_and_targets
 from geoattn.nn.graph._gathered_inputs import attend_to_inputs, gathers_inputs
 from geoattn.patterns import Adjacency
 
@@ -29,6 +29,7 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
 
     pyg_layer = pyg.TransformerConv
     additive = False
+    needs_edge_attr = True
 
     def forward(
         self,
@@ -38,8 +39,9 @@ class TransformerConv(AttentionDropIn, pyg.TransformerConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """Features ``[N, H * C]`` of the targets (``[N, C]`` averaged), and attention weights if asked for."""
-        source, target = (x, x) if isinstance(x, Tensor) else x
+        source, target = sources_and_targets(x)
         features = given_features(edge_index, edge_attr)
+        self._check_edge_attr(edge_index, features)
         weights = isinstance(return_attention_weights, bool)
         if self._pygs_path_needed(edge_index, features, weights, source, target) or (features is None) != (
             self.lin_edge is None

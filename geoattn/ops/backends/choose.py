@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from geoattn import native
 from geoattn._forced import force
 from geoattn.ops.backends import chunked, cpu, reference, triton
 from geoattn.ops.backends.problem import Backend, Problem
@@ -73,6 +74,7 @@ def choose(problem: Problem, name: str | None) -> Backend:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
         return BACKENDS[name]
+    native.warn_if_missing(problem.query)
     for preferred in _PREFERRED.get(problem.query.device.type, ()):
         if BACKENDS[preferred].unavailable(problem) is None:
             return BACKENDS[preferred]
@@ -95,4 +97,6 @@ def kernels_for(name: str | None, x: Tensor, what: str) -> str:
     reason = cpu.unavailable(x)
     if name == "cpu" and reason is not None:
         raise RuntimeError(f"backend 'cpu' was asked for, but {reason}")
+    if name is None:
+        native.warn_if_missing(x)
     return name or ("torch" if reason else "cpu")

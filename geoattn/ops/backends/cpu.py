@@ -20,7 +20,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def unavailable(problem: Problem | Tensor | None = None) -> str | None:
     """Why the kernels cannot run (a problem, or on tensors like this one), in a sentence; None if they can."""
     if native.library() is None:
-        return native.MISSING
+        return native.missing()
     x = problem.query if isinstance(problem, Problem) else problem
     if x is not None and x.device.type != "cpu":
         return f"the CPU kernels do not run on {x.device.type}"

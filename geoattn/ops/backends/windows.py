@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from geoattn import native
+from geoattn._arguments import check_tensors, described
 from geoattn.ops.backends import cpu, philox, reference
 from geoattn.ops.backends.modes import differentiable, traced, transforms_active, without_autocast
 from geoattn.ops.backends.recompute import RandomNumbers, RefuseRandom, tensors_of, with_tensors
@@ -97,12 +99,12 @@ def split_bias(bias: object) -> tuple[Tensor | None, Module | None]:
     """The bias as a tensor, and as a module that makes it.
 
     Raises:
-        ValueError: If it is neither.
+        TypeError: If it is neither.
     """
     if bias is None or isinstance(bias, Tensor):
         return bias, None
     if not isinstance(bias, Module):
-        raise ValueError(f"bias must be a tensor or a torch.nn.Module, got {type(bias).__name__}")
+        raise TypeError(f"bias must be a tensor or a torch.nn.Module, got {described('bias', bias)}")
     return None, bias
 
 
@@ -123,10 +125,13 @@ def pairs_written_out(name: str | None, pattern: Windows, query: Tensor, module:
                 f"backend {name!r} was asked for, but a bias made by a module runs on torch and reference only"
             )
         return True
-    if module is not None or traced(query) or cpu.unavailable(query) is not None:
+    if module is not None or traced(query) or query.device.type != "cpu":
         return False
     pairs = pattern.num_pairs
-    return pairs <= _FEW_KEYS * query.size(0) and pairs * query.size(2) <= _SHORT_RUN * pattern.num_runs
+    short = pairs <= _FEW_KEYS * query.size(0) and pairs * query.size(2) <= _SHORT_RUN * pattern.num_runs
+    if short:
+        native.warn_if_missing(query)
+    return short and cpu.unavailable(query) is None
 
 
 def check_positions(
@@ -150,6 +155,7 @@ def check_positions(
         raise ValueError("a module as bias is for Windows; give Neighbors the bias of every edge, [E, H] or [E, 1]")
     if position is None or key_position is None:
         raise ValueError("a module as bias needs position [N, P]")
+    check_tensors(position=position, key_position=key_position)
     shapes = f"got {tuple(position.shape)} and {tuple(key_position.shape)}"
     if position.dim() != 2 or key_position.dim() != 2 or position.size(1) != key_position.size(1):
         raise ValueError(f"expected position [N, P] and key_position [M, P], {shapes}")

@@ -490,6 +490,6 @@ def test_errors_name_what_is_wrong(name):
 def test_edge_features_of_another_number_of_edges_are_refused(name, loops, rows):
     given = {"edge_dim": EDGE_WIDTH} | ({} if name == "TransformerConv" else {"add_self_loops": loops})
     mine, _ = pair(name, given)
-    refused = pytest.raises(ValueError, match=rf"expected edge_attr \[{EDGES}, F\]")
+    refused = pytest.raises(ValueError, match=rf"expected edge_attr \[{EDGES}, {EDGE_WIDTH}\]")
     with geoattn.backend("reference"), refused:  # a backend that is forced leaves nothing to PyG
         mine(features(NODES, WIDTH), edges(), features(rows, EDGE_WIDTH, seed=2))
