@@ -46,7 +46,7 @@ def checked_integer(name: str, value: Any, least: int | None = None) -> int:
         ValueError: If it is less than ``least``.
     """
     if type(value) is not int and not isinstance(value, torch.SymInt):
-        number = value.item() if isinstance(value, (Tensor, np.generic)) and value.ndim == 0 else value
+        number = value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0 else value
         if isinstance(number, (bool, Tensor, np.ndarray)) or not hasattr(number, "__index__"):
             whole = isinstance(number, float) and number.is_integer()
             hint = f"; pass {int(number)}" if whole else ""

@@ -79,13 +79,15 @@ def missing() -> str:
         return "the CPU kernels are not built on Windows"
     if _NOT_LOADED is not None:
         return f"the CPU kernels cannot be loaded ({_NOT_LOADED}); build them for this machine: {_build_command()}"
-    return f"the CPU kernels were not built; install a C++ compiler (Debian: apt-get install g++), then {_build_command()}"
+    return (
+        f"the CPU kernels were not built; install a C++ compiler (Debian: apt-get install g++), then {_build_command()}"
+    )
 
 
 def _build_command() -> str:
     """The command that builds the kernels where they are missing, from where the package was installed from."""
     root = _PACKAGE.parent
-    if (root / "setup.py").exists():  # a clone
+    if (root / "pyproject.toml").exists():  # a clone
         return f"`pip install -e {shlex.quote(str(root))}`"
     try:
         source = json.loads(metadata.distribution("geoattn").read_text("direct_url.json") or "{}")

@@ -2,9 +2,9 @@
 
 from geoattn.data.datasets import Bodies, LabelledFolder, MeshCNNDataset
 from geoattn.data.io import LoadError, load, save
-from geoattn.data.labelled import IGNORED, Labelled, LabelledSamples, class_weights, hold_out
+from geoattn.data.labelled import IGNORED, Labelled, LabelledSamples, check_labels, class_weights, hold_out
 from geoattn.data.registry import MissingSplitError, list_datasets, load_dataset
-from geoattn.data.transforms import MeshElements, RandomDeform
+from geoattn.data.transforms import MeshElements, RandomDeform, check_elements
 from geoattn.data.two_hop import HopFeatures, TwoHopLoader, TwoHopSampler
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "RandomDeform",
     "TwoHopLoader",
     "TwoHopSampler",
+    "check_elements",
+    "check_labels",
     "class_weights",
     "hold_out",
     "list_datasets",

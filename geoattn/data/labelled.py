@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from torch_geometric.data import Data
 
+from geoattn._arguments import check_tensors
 from geoattn.data.io import LoadError
 
 Labelled = Literal["face", "vertex", "edge", "whole"]
@@ -94,6 +95,37 @@ def _begin_with(samples: LabelledSamples, spec: str) -> set[int]:
     return {i for i, name in enumerate(names) if name.startswith(tuple(prefixes))}
 
 
+def check_labels(
+    y: object, num_classes: int, count: int | None = None, name: str = "the sample", ignored: int = IGNORED
+) -> Tensor:
+    """Labels ``[count]`` of a sample, found to be integers, each of them a class or ignored.
+
+    Args:
+        y: The labels, ``[count]``; a single one may have no dimension.
+        num_classes: Number of classes ``K``.
+        count: How many things are labelled; default: as many as there are labels.
+        name: Of the sample, for the error.
+        ignored: The label of what is not labelled.
+
+    Raises:
+        TypeError: If they are no tensor.
+        ValueError: If there are none, another number of them, or one that is neither a class nor ignored.
+    """
+    if y is None:
+        raise ValueError(f"{name} has no labels: expected y, integers from 0 to {num_classes - 1}")
+    check_tensors(y=y)
+    assert isinstance(y, Tensor)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"{name} has labels y of {y.dtype} {list(y.shape)}; expected integers, as of y.long()")
+    if y.dim() > 1 or (count is not None and y.numel() != count):
+        wanted = "one for each thing that is labelled" if count is None else f"[{count}]"
+        raise ValueError(f"{name} has labels y {list(y.shape)}; expected {wanted}")
+    wrong = y[((y < 0) | (y >= num_classes)) & (y != ignored)]
+    if wrong.numel():
+        raise ValueError(f"{name} has label {int(wrong[0])}; expected 0 to {num_classes - 1}, or {ignored} (ignored)")
+    return y.reshape(-1)
+
+
 def class_weights(samples: LabelledSamples | Sequence[Any], num_classes: int) -> Tensor:
     """Weights that let rare classes count as much as frequent ones: ``[K]`` float32, for ``F.cross_entropy``.
 
@@ -109,14 +141,8 @@ def class_weights(samples: LabelledSamples | Sequence[Any], num_classes: int) ->
     """
     count = torch.zeros(num_classes, dtype=torch.float64)
     for i in range(len(samples)):
-        y = samples[i].y
-        if y is None:
-            raise ValueError(f"sample {i} has no labels y")
-        y = y[y != IGNORED]
-        if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
-            wrong = int(y.min()) if int(y.min()) < 0 else int(y.max())
-            raise ValueError(f"sample {i} has label {wrong}; expected 0 to {num_classes - 1}, or {IGNORED} (ignored)")
-        count += torch.bincount(y.cpu(), minlength=num_classes)
+        y = check_labels(samples[i].y, num_classes, name=f"sample {i}")
+        count += torch.bincount(y[y != IGNORED].cpu(), minlength=num_classes)
     occurs = count > 0
     if not occurs.any():
         raise ValueError(f"no class occurs: {len(samples)} samples have no label but {IGNORED}, ignored")

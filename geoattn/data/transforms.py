@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from geoattn._arguments import check_data, check_tensors, checked_integer
 from geoattn.geometry import (
     biharmonic_embedding,
     edges,
@@ -29,6 +30,7 @@ Element = Literal["vertex", "face", "edge"]
 ELEMENTS: tuple[Element, ...] = ("vertex", "face", "edge")
 CHANNELS = 8 * len(RADII) + 5 * len(HEAT_TIMES)
 """Number of descriptors of an element."""
+_FIELDS = ("x", "pos", "normal", "area", "spectral", "neighbor_index", "corner_index")  # of what `MeshElements` makes
 
 
 class MeshElements(BaseTransform):
@@ -56,6 +58,7 @@ class MeshElements(BaseTransform):
         eigenpairs: How many eigenfunctions of the Laplacian the descriptors are made from.
 
     Raises:
+        TypeError: If it is given something else than a `Data`.
         ValueError: If the mesh has no face, or ``y`` has neither one label per labelled thing nor one in all.
     """
 
@@ -69,12 +72,13 @@ class MeshElements(BaseTransform):
             raise ValueError(f"where each {element} is an element, each {element} is labelled, not each {labelled}")
         self.element: Element = element
         self.labelled: Element = labelled
-        self.hops = hops
-        self.eigenpairs = eigenpairs
+        self.hops = checked_integer("hops", hops, least=1)
+        self.eigenpairs = checked_integer("eigenpairs", eigenpairs, least=1)
 
     @one_thread()
     def forward(self, data: Data) -> Data:
         """Apply to one mesh."""
+        check_data(data)
         if data.pos is None or data.face is None or data.face.numel() == 0:
             raise ValueError("expected a mesh with pos [V, 3] and face [3, F], F > 0; a point cloud has no faces")
         face, vertices = data.face.cpu(), data.pos.size(0)
@@ -102,15 +106,34 @@ class MeshElements(BaseTransform):
             num_nodes=center.size(0),
         )
         if data.y is not None:
-            if data.y.size(0) not in (1, out.corner_index.size(1)):
+            check_tensors(y=data.y)
+            y = data.y.reshape(1) if data.y.dim() == 0 else data.y
+            if y.size(0) not in (1, out.corner_index.size(1)):
                 raise ValueError(
-                    f"y has {data.y.size(0)} labels; expected 1, or one per {self.labelled}: {out.corner_index.size(1)}"
+                    f"y has {y.size(0)} labels; expected 1, or one per {self.labelled}: {out.corner_index.size(1)}"
                 )
-            out.y = data.y
+            out.y = y
         return out
 
     def __repr__(self) -> str:
         return f"MeshElements({self.element!r}, {self.labelled!r}, hops={self.hops}, eigenpairs={self.eigenpairs})"
+
+
+def check_elements(data: object) -> None:
+    """That a sample or a batch was made by `MeshElements`: what networks of meshes are given.
+
+    Raises:
+        TypeError: If it is no `Data`, such as the path of a file.
+        ValueError: If something is missing.
+    """
+    check_data(data)
+    assert isinstance(data, Data)
+    missing = [name for name in _FIELDS if data.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"the network reads elements, and these have no {', '.join(missing)}: make them with "
+            "geoattn.data.MeshElements()(mesh), or let geoattn.models.segmentation.segment(mesh) do it"
+        )
 
 
 class RandomDeform(BaseTransform):
@@ -128,6 +151,7 @@ class RandomDeform(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Apply to one mesh."""
+        check_data(data)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=self.generator).to(data.pos)

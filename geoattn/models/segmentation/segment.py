@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch_geometric.data import Data
 
+from geoattn._arguments import check_data
 from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import face_areas, face_normals, simplify, vertex_normals
 from geoattn.models.network import Network
@@ -50,9 +51,11 @@ def segment(data: Data, model: Network | None = None, *, precision: Precision = 
         precision: ``bfloat16`` computes products and attention in bfloat16.
 
     Raises:
+        TypeError: If it is given something else than a `Data`, such as the path of a file, or the network is no
+            `SurfaceTransformer`.
         ValueError: If there are no faces.
-        TypeError: If the network is no `SurfaceTransformer`.
     """
+    check_data(data)
     model = SurfaceTransformer.from_pretrained(HUMAN) if model is None else model
     if not isinstance(model, SurfaceTransformer):
         raise TypeError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from geoattn.data.transforms import CHANNELS, ELEMENTS, Element, MeshElements
+from geoattn.data.transforms import CHANNELS, ELEMENTS, Element, MeshElements, check_elements
 from geoattn.models.network import Network
 from geoattn.models.registry import register_model
 from geoattn.nn.latents import LatentAttention, feed_forward
@@ -161,5 +161,11 @@ class SurfaceTransformer(SurfaceNetwork):
 
 
 def mesh_ptr(data: Data) -> Tensor:
-    """Where each mesh of a batch begins, ``[B + 1]``."""
+    """Where each mesh of a batch begins, ``[B + 1]``; the first thing a network asks of what it is given.
+
+    Raises:
+        TypeError: If that is no `Data`.
+        ValueError: If it was not made by `geoattn.data.MeshElements`.
+    """
+    check_elements(data)
     return data.ptr if "ptr" in data else torch.tensor([0, data.x.size(0)], device=data.x.device)
