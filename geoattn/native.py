@@ -56,12 +56,11 @@ _PACKAGE = Path(__file__).parent
 
 def _load() -> tuple[_Library | None, str | None]:
     """The library, or why it cannot be loaded, if it was built."""
-    for path in (_PACKAGE / "ops" / "backends").glob("_cpu*.so"):
-        try:
-            return _Library(str(path)), None
-        except OSError as error:  # of another machine
-            return None, str(error)
-    return None, None
+    path = next((_PACKAGE / "ops" / "backends").glob("_cpu*.so"), None)
+    try:
+        return None if path is None else _Library(str(path)), None
+    except OSError as error:  # of another machine
+        return None, str(error)
 
 
 _LIBRARY, _NOT_LOADED = _load()

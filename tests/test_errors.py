@@ -5,15 +5,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import trimesh
-from torch_geometric.data import Data
 
 import geoattn
-from geoattn import Neighbors, Windows, _arguments, attend, geometry, native, nn, ops, patterns
-from geoattn.data import MeshElements, check_labels
-from geoattn.geometry.curves import z_order
-from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig, segment
-from geoattn.nn import GATConv, GATv2Conv, TransformerConv
+from geoattn import Neighbors, Windows, _arguments, attend, native, ops
+from geoattn.data import check_labels
+from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig
+from geoattn.nn import GATConv, TransformerConv
 
 N, EDGES = 20, 60
 POS, X, QUERY = torch.rand(N, 3), torch.randn(N, 8), torch.randn(N, 2, 4)
@@ -36,7 +33,7 @@ ERRORS = {
     ),
     "attend(QUERY, QUERY, QUERY, torch.eye(N).to_sparse())": (
         TypeError,
-        "patterns.as_neighbors(matrix, *matrix.shape)",
+        "patterns.as_neighbors(matrix, num_queries, num_keys)",
     ),
     "attend(QUERY, QUERY, QUERY, None)": (TypeError, "got NoneType; make one with Neighbors.from_edge_index, Neigh"),
     "ops.attention_weights(QUERY, QUERY, EDGE_INDEX)": (TypeError, USE_FROM_EDGE_INDEX),
@@ -142,8 +139,8 @@ ERRORS = {
     # layers
     "GATv2Conv(8, 4)(X, EDGE_INDEX, EDGE_ATTR)": (
         ValueError,
-        "GATv2Conv was made without edge_dim, so that it has no weights for edge_attr [60, 3]: make it with edge_dim=3, "
-        "or leave edge_attr out",
+        "GATv2Conv was made without edge_dim, so that it has no weights for edge_attr [60, 3]: make it with "
+        "edge_dim=3, or leave edge_attr out",
     ),
     "TransformerConv(8, 4)(X, EDGE_INDEX, EDGE_ATTR)": (ValueError, "made without edge_dim"),
     "TransformerConv(8, 4, edge_dim=3)(X, EDGE_INDEX)": (ValueError, "was made with edge_dim=3: pass edge_attr [E, 3]"),
@@ -169,7 +166,7 @@ ERRORS = {
     "MeshElements()(Data(pos=POS, face=FACE, y=[0] * 4))": (TypeError, "pass torch.tensor(y)"),
     "NETWORK(Data(pos=POS, face=FACE))": (
         ValueError,
-        "have no x, normal, area, spectral, neighbor_index, corner_index: make them with geoattn.data.MeshElements()(mesh)",
+        "have no x, normal, area, spectral, neighbor_index, corner_index: make them with geoattn.data.MeshElements",
     ),
     "NETWORK('mesh.obj')": (TypeError, "geoattn.load('mesh.obj')"),
     # labels

@@ -129,3 +129,10 @@ for name in geoattn.__all__:
         getattr(geoattn, name)
 """
     run(code, tmp_path)
+
+
+def test_an_install_wins_over_a_folder_named_like_the_package(tmp_path):
+    """As a clone in the current folder is, which Python would otherwise take for an empty package."""
+    (tmp_path / "geoattn").mkdir()
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('geoattn').origin is None)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

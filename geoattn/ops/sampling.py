@@ -171,10 +171,7 @@ def _voxels(pos: Tensor, size: float | Sequence[float] | Tensor, batch: Tensor |
 
 
 def _checked_start(start: int | Tensor, ptr: Tensor) -> Tensor:
-    if isinstance(start, Tensor):
-        first = start
-    else:
-        first = torch.tensor([checked_integer("start", start)], device=ptr.device)
+    first = start if isinstance(start, Tensor) else torch.tensor([checked_integer("start", start)], device=ptr.device)
     if first.shape != ptr[1:].shape or first.is_floating_point() or first.device != ptr.device:
         raise ValueError(
             f"expected start as integers [{ptr.numel() - 1}], one per sample, on {ptr.device}, "

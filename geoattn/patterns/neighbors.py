@@ -598,17 +598,14 @@ def check_neighbors(pattern: object, name: str = "pattern") -> None:
 
 def how_to_make_neighbors(given: object) -> str:
     """What was given as a pattern, and what makes one of it."""
+    if type(given).__name__ == "SparseTensor" or (isinstance(given, Tensor) and given.layout != torch.strided):
+        return "a sparse matrix; make one with geoattn.patterns.as_neighbors(matrix, num_queries, num_keys)"
     if isinstance(given, (Tensor, np.ndarray)):
-        kind = "a tensor" if isinstance(given, Tensor) else "a numpy array"
-        edge_index = "edge_index" if isinstance(given, Tensor) else "torch.from_numpy(edge_index)"
-        if isinstance(given, Tensor) and given.layout != torch.strided:
-            return f"a sparse matrix {list(given.shape)}; make one with geoattn.patterns.as_neighbors(matrix, *matrix.shape)"
+        is_tensor = isinstance(given, Tensor)
         return (
-            f"{kind} {list(given.shape)}; of an edge_index [2, E], make one with "
-            f"Neighbors.from_edge_index({edge_index}, num_nodes)"
+            f"a {'tensor' if is_tensor else 'numpy array'} {list(given.shape)}; of an edge_index [2, E], make one with "
+            f"Neighbors.from_edge_index({'edge_index' if is_tensor else 'torch.from_numpy(edge_index)'}, num_nodes)"
         )
-    if type(given).__name__ == "SparseTensor":
-        return "a SparseTensor; make one with geoattn.patterns.as_neighbors(matrix, *matrix.sizes())"
     if type(given).__name__ == "Windows":
         return f"{given}; write its pairs out with pattern.to_neighbors()"
     return f"{type(given).__name__}; make one with Neighbors.from_edge_index, Neighbors.knn or Neighbors.from_mesh"
