@@ -1,16 +1,21 @@
 """Errors that teach: what was given, and what to give instead."""
 
+# ruff: noqa: F401  (calls are written as text, which says what was tried)
+
 import warnings
 
 import numpy as np
 import pytest
 import torch
+import trimesh
+from torch_geometric.data import Data
 
 import geoattn
-from geoattn import Neighbors, Windows, _arguments, attend, native, ops
-from geoattn.data import check_labels
-from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig
-from geoattn.nn import GATConv, TransformerConv
+from geoattn import Neighbors, Windows, _arguments, attend, geometry, native, nn, ops, patterns
+from geoattn.data import MeshElements, check_labels
+from geoattn.geometry.curves import z_order
+from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig, segment
+from geoattn.nn import GATConv, GATv2Conv, TransformerConv
 
 N, EDGES = 20, 60
 POS, X, QUERY = torch.rand(N, 3), torch.randn(N, 8), torch.randn(N, 2, 4)

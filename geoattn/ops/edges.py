@@ -37,7 +37,8 @@ def edge_dot(query: Tensor, key: Tensor, pattern: Neighbors) -> Tensor:
         ValueError: If shapes, types or devices do not fit together.
         RuntimeError: If a backend was forced that has no such products.
     """
-    _check_types(pattern, query=query, key=key)
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(pattern, Neighbors)):
+        _refuse_types(pattern, query=query, key=key)
     query, key = _promoted(query, key)
     _check("query", query, "key", key, pattern)
     if query.shape[1:] != key.shape[1:] or query.size(0) != pattern.num_queries:
@@ -113,7 +114,8 @@ def _highest(
 
 
 def _weights_and_values(weight: Tensor, value: Tensor, pattern: Neighbors) -> tuple[Tensor, Tensor]:
-    _check_types(pattern, weight=weight, value=value)
+    if not (isinstance(weight, Tensor) and isinstance(value, Tensor) and isinstance(pattern, Neighbors)):
+        _refuse_types(pattern, weight=weight, value=value)
     weight, value = _promoted(weight, value)
     _check("weight", weight, "value", value, pattern)
     if weight.shape != (pattern.num_edges, value.size(1)):
@@ -121,7 +123,8 @@ def _weights_and_values(weight: Tensor, value: Tensor, pattern: Neighbors) -> tu
     return weight, value
 
 
-def _check_types(pattern: Neighbors, **tensors: Tensor) -> None:
+def _refuse_types(pattern: Neighbors, **tensors: Tensor) -> None:
+    """Called where one of them is wrong: what a check costs is felt in small graphs."""
     check_tensors(**tensors)
     check_neighbors(pattern)
 

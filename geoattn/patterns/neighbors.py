@@ -58,8 +58,10 @@ class Neighbors:
         *,
         check: bool = True,
     ) -> None:
-        check_tensors(rowptr=rowptr, col=col)
-        num_keys, heads = checked_integer("num_keys", num_keys), checked_integer("heads", heads)
+        if not isinstance(rowptr, Tensor) or not isinstance(col, Tensor):
+            check_tensors(rowptr=rowptr, col=col)
+        num_keys = checked_integer("num_keys", num_keys)
+        heads = 1 if heads == 1 else checked_integer("heads", heads)
         if rowptr.dtype not in (torch.int32, torch.int64) or rowptr.dtype != col.dtype:
             raise ValueError(f"rowptr and col must both be int32 or both int64, got {rowptr.dtype} and {col.dtype}")
         if rowptr.dim() != 1 or rowptr.numel() < 1 or col.dim() != 1:
@@ -612,12 +614,13 @@ def how_to_make_neighbors(given: object) -> str:
 
 
 def _check_edge_index(edge_index: Tensor) -> None:
+    if isinstance(edge_index, Tensor) and edge_index.dim() == 2 and edge_index.size(0) == 2:
+        return
     if isinstance(edge_index, Neighbors):
         raise TypeError(f"edge_index must be a tensor, got {edge_index}; pass pattern.to_edge_index()")
     check_tensors(edge_index=edge_index)
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        hint = "; pass edge_index.t()" if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
-        raise ValueError(f"expected edge_index [2, E], got {tuple(edge_index.shape)}{hint}")
+    hint = "; pass edge_index.t()" if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
+    raise ValueError(f"expected edge_index [2, E], got {tuple(edge_index.shape)}{hint}")
 
 
 def _normal(x: Tensor) -> Tensor:
