@@ -134,5 +134,6 @@ for name in geoattn.__all__:
 def test_an_install_wins_over_a_folder_named_like_the_package(tmp_path):
     """As a clone in the current folder is, which Python would otherwise take for an empty package."""
     (tmp_path / "geoattn").mkdir()
-    code = "import importlib.util as u, sys; sys.exit(u.find_spec('geoattn').origin is None)"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    code = "import importlib.util as u; print(u.find_spec('geoattn').origin)"
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True)
+    assert found != "None\n", "installed before pyproject.toml said how? run: pip install -e ."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from geoattn.data import IGNORED, LabelledSamples, RandomDeform, class_weights
+from geoattn.data import IGNORED, LabelledSamples, RandomDeform, check_labels, class_weights
 from geoattn.models.network import Network
 from geoattn.train import Samples, Task, TrainConfig
 from geoattn.train.task import FROM_DATA, Prepare
@@ -96,17 +96,7 @@ class PrepareLabelled:
 
     def __call__(self, sample: Data, generator: torch.Generator | None, /) -> Data:
         """The sample, or with a generator a deformed one, with labels that were checked."""
-        name = sample.get("name") or "a sample"
-        if sample.y is None:
-            raise ValueError(f"{name} has no labels: y is missing")
-        label = sample.y
-        if label.dtype.is_floating_point or not bool(
-            ((label == IGNORED) | (label >= 0) & (label < self.num_classes)).all()
-        ):
-            raise ValueError(
-                f"{name}: y holds {label.dtype} from {label.min().item()} to {label.max().item()}; "
-                f"expected integers from 0 to {self.num_classes - 1}, or {IGNORED} for what is to be ignored"
-            )
+        label = check_labels(sample.y, self.num_classes, name=sample.get("name") or "the sample")
         shape = sample if generator is None else RandomDeform(generator)(sample)
         out = self.transform(Data(pos=shape.pos, face=shape.face, y=label))
         if "edge_soft" in sample:  # what MeshCNN's metric needs, which is defined on the mesh

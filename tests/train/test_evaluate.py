@@ -57,9 +57,9 @@ def test_what_cannot_be_measured_is_said():
     model = create_model("surface_transformer", names=("a", "b"), channels=8, blocks=1, latents=2)
     face = torch.tensor([[0, 1, 2], [1, 2, 3]]).T
     for y, message in (
-        (None, "sample 0.* has no labels: y is missing"),
-        (torch.tensor([0, 2]), r"sample 0.*y holds torch.int64 from 0 to 2; expected integers from 0 to 1, or -1"),
-        (torch.tensor([0.0, 1.0]), r"sample 0.*y holds torch.float32"),
+        (None, "sample 0.* has no labels: expected y, integers from 0 to 1"),
+        (torch.tensor([0, 2]), r"sample 0.*has label 2; expected 0 to 1, or -1 \(ignored\)"),
+        (torch.tensor([0.0, 1.0]), r"sample 0.*has labels y of torch.float32 \[2\]; expected integers"),
         (torch.tensor([0, 1, 0]), r"sample 0.*y has 3 labels; expected 1, or one per face: 2"),
     ):
         with pytest.raises(ValueError, match=message):

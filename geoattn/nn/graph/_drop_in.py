@@ -187,32 +187,30 @@ class AttentionDropIn(DropIn):
             TypeError: If they are no tensor.
             ValueError: If they do not fit the edges or ``edge_dim``, or the layer needs them or cannot use them.
         """
-        name = type(self).__name__
+        edge_dim, name = self.edge_dim, type(self).__name__
         if edge_attr is None:
-            if self.lin_edge is not None and self.needs_edge_attr:
-                raise ValueError(f"{name} was made with edge_dim={self.edge_dim}: pass edge_attr [E, {self.edge_dim}]")
+            if self.needs_edge_attr and edge_dim is not None:
+                raise ValueError(f"{name} was made with edge_dim={edge_dim}: pass edge_attr [E, {edge_dim}]")
             return
         if not isinstance(edge_attr, Tensor):
             raise TypeError(f"edge_attr must be a tensor, got {described('edge_attr', edge_attr)}")
-        shape, width = list(edge_attr.shape), 1 if edge_attr.dim() == 1 else edge_attr.size(-1)
-        if self.lin_edge is None:
+        width = 1 if edge_attr.dim() == 1 else edge_attr.size(-1)
+        if edge_dim is None:
+            without = f"{name} was made without edge_dim, so that"
+            instead = f"make it with edge_dim={width}, or leave edge_attr out"
             if self.ignores_edge_attr:
-                warn_once(
-                    f"{name} was made without edge_dim, so that edge_attr {shape} changes nothing, as in PyG: make it "
-                    f"with edge_dim={width}, or leave edge_attr out"
-                )
+                shape = list(edge_attr.shape)
+                warn_once(f"{without} edge_attr {shape} changes nothing, as in PyG: {instead}")
             elif edge_attr.dim() < 3:
-                raise ValueError(
-                    f"{name} was made without edge_dim, so that it has no weights for edge_attr {shape}: make it with "
-                    f"edge_dim={width}, or leave edge_attr out"
-                )
+                raise ValueError(f"{without} it has no weights for edge_attr {list(edge_attr.shape)}: {instead}")
             return
         if torch.jit.is_tracing() or not _is_graph(edge_index):  # type: ignore[attr-defined]
             return
-        num_edges, lazy = _num_edges(edge_index), self.edge_dim == -1
-        if edge_attr.dim() > 2 or edge_attr.size(0) != num_edges or not (lazy or width == self.edge_dim):
-            wanted = "F" if lazy else self.edge_dim
-            raise ValueError(f"expected edge_attr [{num_edges}, {wanted}], a row for every edge, got {shape}")
+        num_edges = _num_edges(edge_index)
+        lazy = edge_dim == -1
+        if edge_attr.dim() > 2 or edge_attr.size(0) != num_edges or not (lazy or width == edge_dim):
+            wanted = f"[{num_edges}, {'F' if lazy else edge_dim}]"
+            raise ValueError(f"expected edge_attr {wanted}, a row for every edge, got {list(edge_attr.shape)}")
 
     def _heads(self, x: Tensor) -> Tensor:
         """As ``[N, H, C]``."""
@@ -278,14 +276,14 @@ def _num_edges(adjacency: Adjacency) -> int:
         return adjacency.num_edges
     if isinstance(adjacency, SparseTensor):
         return adjacency.nnz()
-    return adjacency._nnz() if is_sparse(adjacency) else adjacency.size(-1)
+    return adjacency.size(-1) if adjacency.layout == torch.strided else adjacency._nnz()
 
 
 def _is_graph(adjacency: Any) -> bool:
     """Whether it has edges that can be counted; what it is instead is said where the pattern is made."""
-    if isinstance(adjacency, Tensor) and not is_sparse(adjacency):
-        return adjacency.dim() == 2 and adjacency.size(0) == 2
-    return isinstance(adjacency, (Tensor, Neighbors, SparseTensor))
+    if isinstance(adjacency, Tensor):
+        return adjacency.layout != torch.strided or (adjacency.dim() == 2 and adjacency.size(0) == 2)
+    return isinstance(adjacency, (Neighbors, SparseTensor))
 
 
 def sources_and_targets(x: Any, name: str = "x") -> tuple[Tensor, Any]:
