@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import hypothesis.strategies as st
+import meshio
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ import trimesh
 from hypothesis import given, settings
 from torch_geometric.data import Data
 
-from geoattn.data.io import load, save
+from geoattn.data.io import LoadError, load, save
 from geoattn.data.io._kept import CLOUD, MESH
 from geoattn.data.palette import label_colors, scalar_colors
 
@@ -304,9 +305,41 @@ def test_as_many_faces_as_vertices_leave_nothing_to_guess(tmp_path):
         save(tmp_path / "m.ply", Data(pos=pos, face=data.face[:, :3]), label=label, label_on="face")
 
 
+def test_labels_of_other_npz_files_are_told_by_their_number(tmp_path):
+    arrays = {"pos": np.eye(4)[:, :3], "face": np.array([[0, 0, 0], [1, 2, 3], [2, 3, 1]])}
+    for count, on in ((4, "vertex"), (3, "face")):
+        np.savez(tmp_path / "m.npz", **arrays, label=np.zeros(count, np.int64))
+        assert load(tmp_path / "m.npz").label_on == on
+    arrays["face"] = np.array([[0, 0, 0, 1], [1, 2, 3, 2], [2, 3, 1, 3]])
+    np.savez(tmp_path / "m.npz", **arrays, label=np.zeros(4, np.int64))
+    with pytest.raises(LoadError, match=r"m.npz: it has as many faces as vertices \(4\); add label_on"):
+        load(tmp_path / "m.npz")
+    np.savez(tmp_path / "m.npz", **arrays, label=np.zeros(4, np.int64), label_on="face")
+    assert load(tmp_path / "m.npz").label_on == "face"
+
+
+@pytest.mark.parametrize("extension", ["ply", "obj", "off", "glb", "vtk", "vtu"])
+def test_other_libraries_read_what_is_written(tmp_path, extension):
+    data = sample("part_name", faces=True, soup=False)
+    for row in ("normal", "uv", "color", "label per vertex", "origin"):
+        data.update(sample(row, faces=True, soup=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(tmp_path / f"m.{extension}", data)
+        if extension in ("vtk", "vtu"):
+            mesh = meshio.read(tmp_path / f"m.{extension}")
+            pos, face = mesh.points, mesh.cells_dict["triangle"]
+        else:
+            mesh = trimesh.load_scene(tmp_path / f"m.{extension}", process=False).to_geometry()
+            pos, face = mesh.vertices, mesh.faces
+    assert np.abs(pos - (data.pos + data.origin).numpy()).max() < 1e-6
+    assert np.array_equal(face, data.face.T)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"face": torch.zeros(80, 3, dtype=torch.long)}, r"data.face has shape \[80, 3\], expected \[3, F\]"),
         ({"normal": torch.zeros(80, 3)}, r"data.normal has shape \[80, 3\], expected \[42, 3\]: a row for each vertex"),
         ({"color": torch.full((42, 3), 255.0)}, r"data.color has values from 255 to 255, expected 0..1"),
         ({"uv": torch.full((42, 2), torch.nan)}, r"data.uv has a value that is not finite"),

@@ -55,7 +55,8 @@ def load(path: str | PathLike[str], *, process: bool = False) -> Data:
     Args:
         path: A file with one of the extensions in :data:`READERS`, in any case.
         process: Merge the vertices of a mesh that lie at exactly the same position. The attributes of the
-            first one stay.
+            first one stay. If there are as many faces as vertices, attributes of other names than below count as
+            the vertices'.
 
     Returns:
         Sample with ``pos`` [N, 3] float32, ``face`` [3, F] int64 (none for a point cloud), and what the file

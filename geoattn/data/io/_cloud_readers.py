@@ -41,14 +41,26 @@ def read_npz(path: Path) -> Arrays:
         if text.dtype.kind != "U":
             raise ValueError(f"{key} is not text")
         arrays[key] = text.tolist()
-    for key in ("label", "scalar"):
-        if key in arrays and arrays.setdefault(f"{key}_on", "vertex") not in ("vertex", "face"):
-            raise ValueError(f"{key}_on is {arrays[f'{key}_on']!r}, expected 'vertex' or 'face'")
     if "face" in arrays:
         if arrays["face"].ndim != 2 or arrays["face"].shape[0] != 3:
             raise ValueError(f"face has shape {list(arrays['face'].shape)}, expected [3, F]")
         arrays["face"] = arrays["face"].T
+    for key in {"label", "scalar"} & set(arrays):
+        if f"{key}_on" not in arrays:
+            arrays[f"{key}_on"] = _labelled(key, arrays)
+        if arrays[f"{key}_on"] not in ("vertex", "face"):
+            raise ValueError(f"{key}_on is {arrays[f'{key}_on']!r}, expected 'vertex' or 'face'")
     return arrays
+
+
+def _labelled(key: str, arrays: Arrays) -> str:
+    """What labels or scalars describe where the file does not say it."""
+    vertices, faces = len(arrays["pos"]), len(arrays.get("face", ()))
+    if np.shape(arrays[key])[:1] != (faces,):
+        return "vertex"
+    if vertices == faces:
+        raise ValueError(f"it has as many faces as vertices ({faces}); add {key}_on, the text 'vertex' or 'face'")
+    return "face"
 
 
 def _check_npy(head: bytes, size: int, key: str) -> None:

@@ -3,15 +3,25 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from geoattn._optional import require
 
 from ._check import Array, Arrays, fan, number_of, per_vertex, unit_color
+
+
+@dataclass
+class _Rows:
+    """Rows of a text file: their words and the lines they stand on, in two lists, as pairs cost half as much again."""
+
+    words: list[list[str]] = field(default_factory=list)
+    line: list[int] = field(default_factory=list)
+
 
 # ----------------------------------------------------------------------------- obj
 
@@ -27,7 +37,7 @@ def read_obj(path: Path) -> Arrays:
     text = path.read_bytes().decode(errors="replace")
     if "\0" in text:
         raise ValueError("the content is not text")
-    rows: dict[str, _Rows] = {"v": [], "vt": [], "vn": []}
+    rows = {"v": _Rows(), "vt": _Rows(), "vn": _Rows()}
     corners: list[tuple[int, int | None, int | None]] = []
     lengths: list[int] = []
     face_line: list[int] = []
@@ -38,7 +48,8 @@ def read_obj(path: Path) -> Arrays:
     for number, line in _obj_lines(text):
         key, *words = line.partition("#")[0].split() or [""]
         if key in rows:
-            rows[key].append((number, words))
+            rows[key].words.append(words)
+            rows[key].line.append(number)
         elif key == "f":
             try:
                 corners += [_obj_corner(word, rows) for word in words]
@@ -56,14 +67,14 @@ def read_obj(path: Path) -> Arrays:
         raise ValueError("no vertices, and no line that is OBJ")
 
     arrays: Arrays = {"pos": _columns(rows["v"], 3, "v"), "first vertex": 1}
-    arrays["vertex line"] = lambda row: rows["v"][row][0]
+    arrays["vertex line"] = lambda row: rows["v"].line[row]
     num_vertices = len(arrays["pos"])
-    width = min((len(words) for _, words in rows["v"]), default=0)
+    width = min(map(len, rows["v"].words), default=0)
     if width >= 6:
         arrays["color"] = unit_color(_columns(rows["v"], 6, "v")[:, 3:])
     if not corners:
         for key, name, columns in _OBJ_ATTRIBUTES:
-            if rows[key] and len(rows[key]) == num_vertices:
+            if rows[key].words and len(rows[key].words) == num_vertices:
                 arrays[name] = _columns(rows[key], columns, key)
         return arrays
 
@@ -73,9 +84,9 @@ def read_obj(path: Path) -> Arrays:
     arrays["face"] = vertex[triangles]
     for slot, (key, name, columns) in enumerate(_OBJ_ATTRIBUTES, 1):
         listed = [corner[slot] for corner in corners]
-        if rows[key] and None not in listed:
+        if rows[key].words and None not in listed:
             index = np.array(listed)
-            _check_obj_indices(key, index, len(rows[key]), lengths, face_line)
+            _check_obj_indices(key, index, len(rows[key].words), lengths, face_line)
             arrays[name] = per_vertex(_columns(rows[key], columns, key), index, vertex, num_vertices)
     used = np.unique(part)
     if len(used) > 1:
@@ -89,20 +100,19 @@ _OBJ_KEYS = {"v", "vt", "vn", "f", "o", "g", "s", "l", "p", "usemtl", "mtllib", 
 
 _OBJ_ATTRIBUTES = (("vt", "uv", 2), ("vn", "normal", 3))
 
-_Rows: TypeAlias = list[tuple[int, list[str]]]
-"""Line number and words of rows of a text file."""
-
 
 def _obj_lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1. One that ends with a backslash goes on in the next."""
     begun, start = "", 0
     for number, line in enumerate(text.split("\n"), 1):
+        whole = not line.endswith(("\\", "\\\r"))
+        if whole and not start:
+            yield number, line
+            continue
         start = start or number
-        line = line.removesuffix("\r")
-        if line.endswith("\\"):
-            begun += line[:-1] + " "
-        else:
-            yield start, begun + line
+        begun += line.rstrip("\r")[: None if whole else -1] + " "
+        if whole:
+            yield start, begun
             begun, start = "", 0
     if begun:
         yield start, begun
@@ -132,7 +142,7 @@ def _obj_corner(word: str, rows: dict[str, _Rows]) -> tuple[int, int | None, int
             raise ValueError(f"{word!r} is no index") from None
         if index == 0:
             raise ValueError(f"index 0 in {word!r}; OBJ counts from 1")
-        index = index - 1 if index > 0 else index + len(rows[key])
+        index = index - 1 if index > 0 else index + len(rows[key].words)
         if index < 0:
             raise ValueError(f"{word!r} counts back beyond the first {key}")
         indices.append(index)
@@ -144,15 +154,15 @@ def _obj_corner(word: str, rows: dict[str, _Rows]) -> tuple[int, int | None, int
 
 def _columns(rows: _Rows, columns: int, what: str) -> Array:
     """The first numbers of each row."""
-    for number, words in rows:
-        if len(words) < columns:
-            raise ValueError(f"line {number}: {what} has {len(words)} numbers, expected {columns}")
+    if rows.words and min(map(len, rows.words)) < columns:
+        row = next(row for row, words in enumerate(rows.words) if len(words) < columns)
+        raise ValueError(f"line {rows.line[row]}: {what} has {len(rows.words[row])} numbers, expected {columns}")
     try:
-        return np.array([words[:columns] for _, words in rows], dtype=np.float64).reshape(-1, columns)
+        return np.array([words[:columns] for words in rows.words], dtype=np.float64).reshape(-1, columns)
     except ValueError:
-        for number, words in rows:
+        for words, line in zip(rows.words, rows.line, strict=True):
             for word in words[:columns]:
-                number_of(word, f"line {number}: {what} has")
+                number_of(word, f"line {line}: {what} has")
         raise
 
 
@@ -435,15 +445,18 @@ def read_off(path: Path) -> Arrays:
         raise ValueError(f"{len(rows)} lines follow, the header asks for {num_vertices + num_faces}")
     if not num_vertices:
         raise ValueError("no vertices")
-    vertex, faces = rows[:num_vertices], rows[num_vertices : num_vertices + num_faces]
-    width = (6, 7)[len(vertex[0][1]) > 6] if magic[1] else 3
+    vertex = _Rows([words for _, words in rows[:num_vertices]], [line for line, _ in rows[:num_vertices]])
+    faces = rows[num_vertices : num_vertices + num_faces]
+    width = (6, 7)[len(vertex.words[0]) > 6] if magic[1] else 3
     values = _columns(vertex, width, "a vertex")
-    arrays: Arrays = {"pos": values[:, :3], "vertex line": lambda row: vertex[row][0]}
+    arrays: Arrays = {"pos": values[:, :3], "vertex line": lambda row: vertex.line[row]}
     if magic[1]:
         arrays["color"] = unit_color(values[:, 3:])
     if faces:
         corners = [_off_corners(number, words, num_vertices) for number, words in faces]
-        arrays["face"] = np.concatenate(corners)[fan(np.array([len(face) for face in corners]))[0]]
+        arrays["face"] = np.array([vertex for face in corners for vertex in face])[
+            fan(np.array([len(face) for face in corners]))[0]
+        ]
     return arrays
 
 

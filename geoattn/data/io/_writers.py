@@ -134,6 +134,8 @@ def _checked(data: Data, given: dict[str, Any], given_on: dict[str, On | None]) 
     face = None
     if data.get("face") is not None and np.size(_numpy(data.face)):
         face = _numpy(data.face).T
+        if face.ndim != 2 or face.shape[1] != 3:
+            raise ValueError(f"data.face has shape {list(data.face.shape)}, expected [3, F]")
         check_face(face, len(pos))
     mesh = _Mesh(pos, origin, face)
     if origin is not None:
