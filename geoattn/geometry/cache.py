@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import inspect
@@ -79,8 +78,8 @@ def fingerprint(*values: object) -> str:
 
     Args:
         *values: Tensors (their dtype, shape and content count), numbers, strings, None; tuples, lists and dicts of
-            these; frozen dataclasses; functions and classes defined at the top of a module, and methods of frozen
-            dataclasses.
+            these; functions and classes defined at the top of a module; and objects of such classes, as transforms and
+            dataclasses are, and their methods, where their attributes are all of that kind.
 
     Raises:
         TypeError: If a value is of another type.
@@ -129,10 +128,15 @@ def _update(digest: hashlib._Hash, value: object) -> None:
         digest.update(b"source:" + _source(value))
     elif isinstance(value, types.MethodType):
         _update(digest, (value.__name__, value.__self__))
-    elif dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:  # type: ignore[union-attr]
-        _update(digest, (type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}))
+    elif hasattr(value, "__dict__") and _is_its_attributes(type(value)):
+        _update(digest, (type(value), vars(value)))
     else:
-        raise TypeError(f"nothing says when a {type(value).__qualname__} changes; see geoattn.geometry.fingerprint")
+        raise TypeError(f"nothing says when a {type(value).__qualname__} changes; see geoattn.geometry.cache.fingerprint")
+
+
+def _is_its_attributes(cls: type) -> bool:
+    """Whether an object is made of nothing but the attributes one sees, as pickle judges it."""
+    return cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__
 
 
 def _pack(result: Mapping[str, Value]) -> bytes:

@@ -40,8 +40,9 @@ class Prepared:
             them under ``torchrun``) if it takes more than a second; where Python starts processes anew (macOS,
             Windows), which scripts without ``if __name__ == "__main__":`` do not survive, none.
         cache: Keep what is prepared in `geoattn.geometry.cache_dir` and look there first. ``prepare`` must then be a
-            function at the top of a module or a method of a frozen dataclass, and samples and what it makes of them
-            hold tensors, strings and numbers. Without ``copies`` there is nothing to keep.
+            function at the top of a module, or an object of a class there or its method, whose attributes decide what it
+            does; samples and what it makes of them hold tensors, strings and numbers. Without ``copies`` there is
+            nothing to keep.
         title: Shown at the progress bar.
 
     Raises:

@@ -1,5 +1,6 @@
 import functools
 import os
+import random
 import threading
 import warnings
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from geoattn.data import MeshElements
 from geoattn.geometry import cache, cache_dir, clear_cache
 from geoattn.geometry.cache import cached, fingerprint
 
@@ -93,6 +95,8 @@ def test_different_content_has_different_fingerprints():
         (Options(3).method,),
         (Options(4).method,),
         (Options(3).other,),
+        (MeshElements(),),
+        (MeshElements(hops=2),),
         (Options,),
         (test_folder,),
         (double,),
@@ -103,15 +107,13 @@ def test_different_content_has_different_fingerprints():
     assert fingerprint(Options(3, ("a",)).method) == fingerprint(Options(3, ("a",)).method)
 
 
-@dataclass
-class Changing:
-    size: int
-
-    def method(self):
-        pass
+class HasState(random.Random):
+    """Its numbers depend on more than its attributes."""
 
 
-@pytest.mark.parametrize("value", [lambda: 0, double(None), functools.partial(double, 1), Changing(3).method, object()])
+@pytest.mark.parametrize(
+    "value", [lambda: 0, double(None), functools.partial(double, 1), HasState(), Options(lambda: 0).method, object()]
+)
 def test_what_may_change_unseen_is_refused(value):
     with pytest.raises(TypeError, match=r"nothing says when .* changes"):
         fingerprint(value)
