@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 
 demo: .venv/installed-viz
 	.venv/bin/python examples/segment_bodies.py --output demo
-	.venv/bin/geoattn segment demo/person.obj --model demo/last -o parts.ply --picture parts.png --page parts.html
+	.venv/bin/geoattn segment demo/person.obj --model demo -o parts.ply --picture parts.png --page parts.html
 
 test: .venv/installed-$(EXTRAS)
 	.venv/bin/python -m pytest -n logical --dist worksteal

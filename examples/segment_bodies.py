@@ -5,7 +5,10 @@ geoattn segment demo/person.obj --model demo --picture parts.png --page parts.ht
 """
 
 import argparse
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch: threads wait asleep, which a busy machine needs
 
 import torch
 
@@ -17,18 +20,25 @@ from geoattn.train import TrainConfig, evaluate, fit
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the checkpoint and a mesh to try")
 parser.add_argument("--bodies", type=int, default=300, help="how many bodies to train on")
-parser.add_argument("--epochs", type=int, default=12)
-parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--epochs", type=int, default=7, help="how often to go through them")
+parser.add_argument("--seed", type=int, default=0, help="of the network and of the order of the bodies")
 arguments = parser.parse_args()
 
+report = arguments.output / "report.txt"
+if report.exists():
+    print(f"{arguments.output} holds a finished run; delete it to train again. It found:\n{report.read_text()}", end="")
+    parser.exit()
+
 torch.manual_seed(arguments.seed)
-task, bodies = SegmentationTask(copies=1), Bodies(arguments.bodies)
+task, bodies, held_out = SegmentationTask(copies=1), Bodies(arguments.bodies), Bodies(20, seed=1)
 model = task.model(bodies, channels=64, blocks=3)
 config = TrainConfig(epochs=arguments.epochs, batch_size=4, lr=2e-3, seed=arguments.seed, cache=True)
-fit(task, model, bodies, arguments.output, config, resume=True)
+fit(task, model, bodies, arguments.output, config, resume=True)  # goes on where it was stopped
 
-held_out = Bodies(20, seed=1)
 figures = evaluate(task, model, held_out)
-print(f"accuracy on bodies it has not seen: {figures['accuracy']:.1%}, mean IoU {figures['mean_iou']:.1%}")
 geoattn.save(arguments.output / "person.obj", held_out[0])
-print(f"a body it has not seen: {arguments.output / 'person.obj'}")
+report.write_text(
+    f"accuracy on bodies it has not seen: {figures['accuracy']:.1%}, mean IoU {figures['mean_iou']:.1%}\n"
+    f"one of them: {arguments.output / 'person.obj'}\n"
+)
+print(report.read_text(), end="")

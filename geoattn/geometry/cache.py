@@ -131,12 +131,15 @@ def _update(digest: hashlib._Hash, value: object) -> None:
     elif hasattr(value, "__dict__") and _is_its_attributes(type(value)):
         _update(digest, (type(value), vars(value)))
     else:
-        raise TypeError(f"nothing says when a {type(value).__qualname__} changes; see geoattn.geometry.cache.fingerprint")
+        raise TypeError(
+            f"nothing says when a {type(value).__qualname__} changes; give a function at the top of a module, or an "
+            "object whose attributes are tensors, numbers, strings and the like"
+        )
 
 
 def _is_its_attributes(cls: type) -> bool:
     """Whether an object is made of nothing but the attributes one sees, as pickle judges it."""
-    return cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__
+    return all(getattr(cls, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__"))
 
 
 def _pack(result: Mapping[str, Value]) -> bytes:

@@ -40,8 +40,8 @@ class Prepared:
             them under ``torchrun``) if it takes more than a second; where Python starts processes anew (macOS,
             Windows), which scripts without ``if __name__ == "__main__":`` do not survive, none.
         cache: Keep what is prepared in `geoattn.geometry.cache_dir` and look there first. ``prepare`` must then be a
-            function at the top of a module, or an object of a class there or its method, whose attributes decide what it
-            does; samples and what it makes of them hold tensors, strings and numbers. Without ``copies`` there is
+            function at the top of a module, or an object of a class there, or its method, that does what its attributes
+            say; samples and what it makes of them hold tensors, strings and numbers. Without ``copies`` there is
             nothing to keep.
         title: Shown at the progress bar.
 
@@ -124,7 +124,10 @@ class _Recipe:
         if self.identity is None:
             return self._make(sample, numbers)
         key = fingerprint(self.identity, sample.to_dict(), numbers)
-        return Data.from_dict(cached(key, lambda: self._make(sample, numbers).to_dict()))
+        kept = Data()
+        for name, value in cached(key, lambda: self._make(sample, numbers).to_dict()).items():
+            kept[name] = value  # one after the other, which keeps their order
+        return kept
 
     def _make(self, sample: Data, numbers: tuple[int, int, int] | None) -> Data:
         """Prepare a variant that follows from the numbers, or the sample itself, on one thread."""

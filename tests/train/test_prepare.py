@@ -15,6 +15,8 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
+from geoattn.data import Bodies, MeshElements
+from geoattn.models.labels import PrepareLabelled
 from geoattn.train import Prepared
 from geoattn.train.prepare import _Pickled, _Recipe
 
@@ -170,6 +172,16 @@ def test_cache(tmp_path, monkeypatch):
         Prepared(Clouds(), lambda sample, generator: sample, cache=True)
     with pytest.raises(ValueError, match="'numbers' is a list; only tensors, strings and numbers can be kept"):
         Prepared(Clouds(), jitter, cache=True)
+
+
+def test_what_tasks_prepare_can_be_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOATTN_CACHE", str(tmp_path))
+    prepare = PrepareLabelled(MeshElements(eigenpairs=4), 8)
+    body = Bodies(1)[0]
+    computed, again = (Prepared([body], prepare, copies=2, cache=True)[0] for _ in range(2))
+    assert same(computed, again)
+    assert same(computed, Prepared([body], prepare)[0])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
