@@ -341,6 +341,7 @@ def test_other_libraries_read_what_is_written(tmp_path, extension):
     [
         ({"face": torch.zeros(80, 3, dtype=torch.long)}, r"data.face has shape \[80, 3\], expected \[3, F\]"),
         ({"normal": torch.zeros(80, 3)}, r"data.normal has shape \[80, 3\], expected \[42, 3\]: a row for each vertex"),
+        ({"color": torch.zeros(80, 3)}, r"data.color has shape \[80, 3\], .*; the colours of faces are face_color"),
         ({"color": torch.full((42, 3), 255.0)}, r"data.color has values from 255 to 255, expected 0..1"),
         ({"uv": torch.full((42, 2), torch.nan)}, r"data.uv has a value that is not finite"),
         ({"x": torch.full((42, 2), torch.inf)}, r"data.x has a value that is not finite"),

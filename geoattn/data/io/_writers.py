@@ -153,9 +153,10 @@ def _checked(data: Data, given: dict[str, Any], given_on: dict[str, On | None]) 
         if data.get(key) is not None and (on == "vertex" or face is not None):
             values, widths = _numpy(data[key]), WIDTHS[key]
             if values.ndim != 2 or values.shape[1] not in widths or len(values) != mesh.count(on):
+                hint = "; the colours of faces are face_color" if key == "color" and face is not None else ""
                 raise ValueError(
                     f"data.{key} has shape {list(values.shape)}, expected [{mesh.count(on)}, "
-                    f"{' or '.join(map(str, widths))}]: a row for each {on}"
+                    f"{' or '.join(map(str, widths))}]: a row for each {on}{hint}"
                 )
             color = key.endswith("color")
             mesh.of(on)["color" if color else key] = _unit(key, values) if color else _float32(key, values)
