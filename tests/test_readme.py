@@ -1,15 +1,25 @@
-"""The README's Python runs as it stands, one block after the other; what it links to exists."""
+"""The README's Python runs as it stands, one block after the other; links lead somewhere, options exist."""
 
+import argparse
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import geoattn
+from geoattn.cli import main
 from geoattn.data import Bodies
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md"), *ROOT.glob("datasets/*.md")]
+PAGES = [path for folder in ("", "docs", "examples/graph", "datasets") for path in sorted((ROOT / folder).glob("*.md"))]
+COMMANDS = [
+    f"{path.relative_to(ROOT)}: {line}"
+    for path in (*PAGES, *sorted(ROOT.glob("geoattn/**/assets/*/README.md")), *sorted(ROOT.glob("examples/*.py")))
+    for line in re.findall(
+        r"^ *(?:torchrun .* -m )?geoattn ((?:segment|info|train|evaluate) .*)", path.read_text(), re.MULTILINE
+    )
+]
 
 
 def test_snippets_run(tmp_path, monkeypatch):
@@ -37,6 +47,20 @@ def test_links_lead_somewhere(page):
             headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
             # As GitHub makes anchors of headings.
             assert anchor in [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings], target
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "train leaning" not in line])  # see test_docs.py
+def test_commands_have_the_options_they_are_given(command, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def only_parse(parser, argv):
+        found = parse(parser, argv)
+        found.run = lambda arguments: None
+        return found
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    line = command.partition(": ")[2].removesuffix("\\")
+    assert main(shlex.split(line, comments=True)) == 0
 
 
 def test_the_version_is_the_same_everywhere():
