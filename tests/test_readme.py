@@ -10,6 +10,7 @@ import pytest
 import geoattn
 from geoattn.cli import main
 from geoattn.data import Bodies
+from geoattn.models import list_models
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for folder in ("", "docs", "examples/graph", "datasets") for path in sorted((ROOT / folder).glob("*.md"))]
@@ -32,6 +33,17 @@ def test_snippets_run(tmp_path, monkeypatch):
     assert geoattn.load("parts.ply").label.max() == 7
     assert names["out"].shape == (1000, 4, 32)
     assert names["parts"].label.shape == (names["mesh"].face.size(1),)
+
+
+def test_the_table_of_layers_and_networks_is_of_what_there_is():
+    readme = (ROOT / "README.md").read_text()
+    table = readme[readme.index("## Layers and networks") : readme.index("## Install")]
+    cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("|")]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) > 20
+    known = {*geoattn.nn.__all__, *geoattn.nn.graph.__all__, *list_models()}
+    assert named <= known
+    assert set(list_models()) <= named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
