@@ -19,7 +19,7 @@ from geoattn.train import TrainConfig, evaluate, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the checkpoint and a mesh to try")
-parser.add_argument("--bodies", type=int, default=300, help="how many bodies to train on")
+parser.add_argument("--bodies", type=int, default=400, help="how many bodies to train on")
 parser.add_argument("--epochs", type=int, default=7, help="how often to go through them")
 parser.add_argument("--seed", type=int, default=0, help="of the network and of the order of the bodies")
 arguments = parser.parse_args()
@@ -32,7 +32,7 @@ if report.exists():
 torch.manual_seed(arguments.seed)
 task, bodies, held_out = SegmentationTask(copies=1), Bodies(arguments.bodies), Bodies(20, seed=1)
 model = task.model(bodies, channels=64, blocks=3)
-config = TrainConfig(epochs=arguments.epochs, batch_size=4, lr=2e-3, seed=arguments.seed, cache=True)
+config = TrainConfig(epochs=arguments.epochs, batch_size=4, lr=3e-3, seed=arguments.seed, cache=True)
 fit(task, model, bodies, arguments.output, config, resume=True)  # goes on where it was stopped
 
 figures = evaluate(task, model, held_out)
