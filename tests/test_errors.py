@@ -11,11 +11,12 @@ import trimesh
 from torch_geometric.data import Data
 
 import geoattn
-from geoattn import Neighbors, Windows, _arguments, attend, geometry, native, nn, ops, patterns
-from geoattn.data import MeshElements, check_labels
+from geoattn import Neighbors, Windows, _arguments, attend, geometry, native, nn, ops, patterns, viz
+from geoattn.data import Bodies, MeshElements, check_labels
 from geoattn.geometry.curves import z_order
 from geoattn.models.segmentation import SurfaceTransformer, SurfaceTransformerConfig, segment
 from geoattn.nn import GATConv, GATv2Conv, TransformerConv
+from geoattn.train import TrainConfig
 
 N, EDGES = 20, 60
 POS, X, QUERY = torch.rand(N, 3), torch.randn(N, 8), torch.randn(N, 2, 4)
@@ -173,6 +174,12 @@ ERRORS = {
         ValueError,
         "have no x, normal, area, spectral, neighbor_index, corner_index: make them with geoattn.data.MeshElements",
     ),
+    "geoattn.save('new.ply', 'mesh.obj')": (TypeError, "geoattn.load('mesh.obj')"),
+    "viz.page('mesh.obj', 'page.html')": (TypeError, "geoattn.load('mesh.obj')"),
+    "viz.picture('mesh.obj', 'picture.png')": (TypeError, "geoattn.load('mesh.obj')"),
+    "geometry.describe(Data(pos=POS))": (TypeError, "pos must be a tensor, got a Data; pass data.pos"),
+    "Bodies(8.0)": (TypeError, "count must be an integer, got float 8.0; pass 8"),
+    "TrainConfig(epochs=2.5)": (TypeError, "epochs must be an integer, got float 2.5"),
     "NETWORK('mesh.obj')": (TypeError, "geoattn.load('mesh.obj')"),
     # labels
     "check_labels(None, 3, name='shrec__1')": (ValueError, "shrec__1 has no labels: expected y, integers from 0 to 2"),

@@ -112,10 +112,9 @@ def describe(pos: Tensor, face: Tensor | None = None) -> MeshReport:
     Raises:
         ValueError: If these are no mesh (see :func:`check_mesh`).
     """
-    pos = pos.detach()
     face = torch.empty(3, 0, dtype=torch.int64) if face is None else face
     check_mesh(pos, face)
-    pos, face = pos.cpu(), face.cpu()
+    pos, face = pos.detach().cpu(), face.cpu()
     area = face_areas(pos, face)
     bounds = pos.aminmax(dim=0) if pos.size(0) else [pos.new_full((3,), torch.nan)] * 2
     low, high = (tuple(bound.tolist()) for bound in bounds)

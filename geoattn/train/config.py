@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from geoattn._arguments import checked_integer
+
 Row = dict[str, float | None]
 
 
@@ -41,6 +43,9 @@ class TrainConfig:
     cache: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed", "patience", "save_every", "workers"):
+            if (value := getattr(self, name)) is not None:
+                checked_integer(name, value)
         positive = ("epochs", "batch_size", "lr", "clip_norm", "patience", "minutes", "save_every")
         for name in positive:
             if (value := getattr(self, name)) is not None and not value > 0:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch_geometric.data import Data
 
+from geoattn._arguments import check_data
 from geoattn.data.palette import label_colors
 
 Up = Literal["auto", "x", "y", "z"]
@@ -57,6 +58,7 @@ def read_scene(
         ValueError: If a shape, a length, an index or a value is not what it must be.
 
     """
+    check_data(data)
     if data.pos is None:
         raise ValueError("data.pos is missing: there is nothing to draw")
     pos = _array(data.pos).astype(np.float64)

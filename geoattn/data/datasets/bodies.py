@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch_geometric.data import Data, Dataset
 
+from geoattn._arguments import checked_integer
 from geoattn._optional import require
 from geoattn.data.datasets.body_poses import Skeleton, random_angles
 from geoattn.data.labelled import Labelled
@@ -100,6 +101,11 @@ class Bodies(Dataset):
     def __init__(
         self, count: int, seed: int = 0, faces: int = 1500, transform: Callable[[Data], Data] | None = None
     ) -> None:
+        count, seed, faces = (
+            checked_integer("count", count),
+            checked_integer("seed", seed),
+            checked_integer("faces", faces),
+        )
         if count < 0 or not 500 <= faces <= 4000:
             raise ValueError(f"count must be at least 0 and faces 500 to 4000, got {count} and {faces}.")
         super().__init__(transform=transform)

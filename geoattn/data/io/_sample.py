@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
+from geoattn._arguments import check_data
+
 from ..palette import label_colors, scalar_colors
 from ._check import MAX_INSTANCES, WIDTHS, Array, check_face, to_float32
 
@@ -48,6 +50,7 @@ class Mesh:
 
 def checked(data: Data, given: dict[str, Any], given_on: dict[str, On | None]) -> Mesh:
     """The sample as arrays, with ``given`` labels and scalars instead of its own."""
+    check_data(data)
     if data.get("pos") is None or np.ndim(data.pos) != 2 or data.pos.shape[1] != 3 or not len(data.pos):
         raise ValueError("data.pos must be [N, 3] with at least one vertex")
     origin = None if data.get("origin") is None else _finite("origin", _numpy(data.origin).astype(np.float64))
