@@ -36,7 +36,9 @@ config = TrainConfig(epochs=arguments.epochs, batch_size=4, lr=3e-3, seed=argume
 fit(task, model, bodies, arguments.output, config, resume=True)  # goes on where it was stopped
 
 figures = evaluate(task, model, held_out)
-geoattn.save(arguments.output / "person.obj", held_out[0])
+person = held_out[0]
+del person.y  # a file like a user's, without labels
+geoattn.save(arguments.output / "person.obj", person)
 report.write_text(
     f"accuracy on bodies it has not seen: {figures['accuracy']:.1%}, mean IoU {figures['mean_iou']:.1%}\n"
     f"one of them: {arguments.output / 'person.obj'}\n"
