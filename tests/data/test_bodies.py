@@ -166,6 +166,6 @@ def test_open_or_broken_surfaces_are_not_closed():
 
 
 def test_the_number_of_faces_follows_the_wish():
-    assert 0.8 * 800 < Bodies(1, faces=800)[0].face.shape[1] < 1.2 * 800
+    assert 0.8 * 1300 < Bodies(1, faces=1300)[0].face.shape[1] < 1.2 * 1300
     with pytest.raises(ValueError, match="faces"):
         Bodies(1, faces=20)

@@ -84,7 +84,7 @@ class Bodies(Dataset):
     Args:
         count: how many samples.
         seed: the stream of samples.
-        faces: about how many triangles each mesh has, 500 to 4000; a sample's own number is up to 15 % away.
+        faces: about how many triangles each mesh has, 1300 to 4000; a sample's own number is up to 15 % away.
         transform: applied to each sample.
 
     Each sample is a `Data` with `pos` [V, 3] float32 (metres, z up), `face` [3, F] int64 (a closed,
@@ -106,8 +106,8 @@ class Bodies(Dataset):
             checked_integer("seed", seed),
             checked_integer("faces", faces),
         )
-        if count < 0 or not 500 <= faces <= 4000:
-            raise ValueError(f"count must be at least 0 and faces 500 to 4000, got {count} and {faces}.")
+        if count < 0 or not 1300 <= faces <= 4000:  # fewer do not hold the fingers of every hand
+            raise ValueError(f"count must be at least 0 and faces 1300 to 4000, got {count} and {faces}.")
         super().__init__(transform=transform)
         self.count = count
         self.seed = seed
