@@ -11,7 +11,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch: threads wait asleep, which a busy machine needs
 
 import torch
-from torch_geometric.data import Data
 
 import geoattn
 from geoattn.data import Bodies
