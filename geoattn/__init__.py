@@ -1,14 +1,7 @@
 """Attention for meshes and point clouds."""
 
 import importlib
-import os
-import sys
 from typing import TYPE_CHECKING, Any
-
-if "torch" not in sys.modules:
-    # OpenMP reads it when torch is loaded. Its threads then sleep while they wait for each other; as a rule they spin,
-    # and as soon as other processes want the cores as well, training takes ten times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from geoattn import geometry, nn, ops, patterns
 from geoattn.nn import accelerate, restore

@@ -25,8 +25,7 @@ refused = set(json.loads(sys.argv[1]))
 sys.meta_path = [Filtered(finder) for finder in sys.meta_path]
 """
 LAYERS_AND_OPERATORS = """
-import geoattn, os, torch, torch_geometric
-assert os.environ["OMP_WAIT_POLICY"] == "passive"  # set before torch was loaded
+import geoattn, torch, torch_geometric
 from geoattn import Neighbors, Windows, attend, nn, ops
 
 x, pos = torch.randn(20, 8, requires_grad=True), torch.rand(20, 3)

@@ -82,7 +82,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32", help="of products and attention"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: torch's choice")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads; default: torch's choice. 1 is often the fastest where the machine does other work",
+    )
 
 
 def set_device(arguments: argparse.Namespace) -> torch.device:
