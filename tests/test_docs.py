@@ -1,7 +1,8 @@
 """The guides in docs/ run as they stand, each from top to bottom in an empty folder.
 
-Run are blocks of ``python``, and of ``sh`` the lines that begin with ``geoattn``. What is not to be run is in a block
-of another kind, ``console`` or ``text``.
+Run are blocks of ``python``, and of ``sh`` the lines that begin with ``geoattn``, or with ``python`` and the name of a
+program that is the command line with a task of its own. What is not to be run is in a block of another kind,
+``console`` or ``text``.
 """
 
 import re
@@ -33,8 +34,9 @@ def test_a_page_runs(page, tmp_path, monkeypatch, capsys):
             exec(compile("\n" * first_line + code, str(page), "exec"), names)  # errors name the page's own lines
             continue
         for line in code.replace("\\\n", " ").splitlines():
-            if line.startswith("geoattn "):
-                assert main(shlex.split(line)[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+            command = re.fullmatch(r"(?:geoattn|python \w+\.py) (.*)", line)
+            if command:
+                assert main(shlex.split(command[1])) == 0, f"{line}\n{capsys.readouterr().err}"
 
 
 def test_the_task_of_the_guide_is_the_one_that_is_tested():

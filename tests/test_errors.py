@@ -98,7 +98,7 @@ ERRORS = {
     # meshes
     "Neighbors.from_mesh(FACE.T)": (
         ValueError,
-        "face must be integer of shape [3, F], got torch.int64 [4, 3] (pass fac",
+        "face must be int64 or int32 of shape [3, F], got torch.int64 [4, 3] (pass fac",
     ),
     "Neighbors.from_mesh(FACE.numpy())": (TypeError, "pass torch.from_numpy(face)"),
     "geometry.face_normals(POS, FACE.T)": (ValueError, "(pass face.t())"),

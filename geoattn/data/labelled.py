@@ -9,8 +9,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
-from torch_geometric.data import Data
+from torch_geometric.data import Dataset
 
 from geoattn._arguments import check_tensors
 from geoattn.data.io import LoadError
@@ -38,13 +37,28 @@ class LabelledSamples(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class LabelledSubset(Subset[Data]):
-    """Some samples of a labelled data set, with its classes."""
+class LabelledSubset(Dataset):
+    """Some samples of a labelled data set, with its classes.
 
-    def __init__(self, samples: LabelledSamples, indices: Sequence[int]) -> None:
-        super().__init__(samples, indices)  # type: ignore[arg-type]
+    Args:
+        samples: The data set.
+        chosen: Which of its samples, in the order they are to have.
+    """
+
+    def __init__(self, samples: LabelledSamples, chosen: Sequence[int]) -> None:
+        super().__init__()
+        self.samples = samples
+        self.chosen = chosen
         self.names = samples.names
         self.labelled = samples.labelled
+
+    def len(self) -> int:
+        """How many samples."""
+        return len(self.chosen)
+
+    def get(self, idx: int) -> Any:
+        """Sample ``idx``."""
+        return self.samples[self.chosen[idx]]
 
 
 def hold_out(samples: LabelledSamples, spec: str, seed: int = 0) -> tuple[LabelledSubset, LabelledSubset]:
@@ -162,6 +176,11 @@ def read_lines(file: Path) -> list[str]:
         return [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as error:
         raise LoadError(f"{file}: not a text file in UTF-8") from error
+
+
+def classes_file(root: Path) -> Path | None:
+    """The file with the names of a data set's classes, ``classes.txt`` in letters of either case, if there is one."""
+    return max((path for path in root.iterdir() if path.name.lower() == "classes.txt"), default=None)
 
 
 def read_names(file: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch_geometric.transforms import BaseTransform
 from geoattn._arguments import check_data, check_tensors, checked_integer
 from geoattn.geometry import (
     biharmonic_embedding,
+    check_mesh,
     edges,
     eigenbasis,
     face_areas,
@@ -58,8 +59,9 @@ class MeshElements(BaseTransform):
         eigenpairs: How many eigenfunctions of the Laplacian the descriptors are made from.
 
     Raises:
-        TypeError: If it is given something else than a `Data`.
-        ValueError: If the mesh has no face, or ``y`` has neither one label per labelled thing nor one in all.
+        TypeError: If it is given something else than a `Data` of tensors.
+        ValueError: If the mesh has no face, or is not one (see `geoattn.geometry.check_mesh`), or ``y`` has neither one
+            label per labelled thing nor one in all.
     """
 
     def __init__(
@@ -79,10 +81,14 @@ class MeshElements(BaseTransform):
     def forward(self, data: Data) -> Data:
         """Apply to one mesh."""
         check_data(data)
-        if data.pos is None or data.face is None or data.face.numel() == 0:
+        given = {name: data[name] for name in ("pos", "face") if data.get(name) is not None}
+        check_tensors(**given)
+        if len(given) < 2 or data.face.numel() == 0:
             raise ValueError("expected a mesh with pos [V, 3] and face [3, F], F > 0; a point cloud has no faces")
-        face, vertices = data.face.cpu(), data.pos.size(0)
-        pos = normalize(data.pos.double().cpu(), face)
+        pos, face = data.pos.double().cpu(), data.face.cpu()
+        check_mesh(pos, face)
+        face, vertices = face.long(), pos.size(0)
+        pos = normalize(pos, face)
         eigenvalues, eigenvectors = eigenbasis(pos, face, self.eigenpairs)
         heat = heat_descriptors(pos, vertex_normals(pos, face), vertex_areas(pos, face), eigenvalues, eigenvectors)
         spectral = biharmonic_embedding(eigenvalues, eigenvectors, 8)

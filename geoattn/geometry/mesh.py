@@ -53,7 +53,7 @@ def check_mesh(pos: Tensor, face: Tensor) -> None:
 
     Args:
         pos: [V, 3] finite floating point positions.
-        face: [3, F] integer vertex indices in ``0..V-1``.
+        face: [3, F] int64 or int32 vertex indices in ``0..V-1``.
 
     Raises:
         TypeError: If they are no tensors.
@@ -65,9 +65,10 @@ def check_mesh(pos: Tensor, face: Tensor) -> None:
         first = int((~torch.isfinite(pos)).any(dim=1).nonzero()[0])
         raise ValueError(f"pos[{first}] is {pos[first].tolist()}; remove or repair vertices that are not finite")
     if face.numel() and (int(face.min()) < 0 or int(face.max()) >= pos.size(0)):
-        raise ValueError(
-            f"face has vertices {int(face.min())}..{int(face.max())}, but pos has only {pos.size(0)} of them"
-        )
+        outside = (face < 0) | (face >= pos.size(0))
+        first = int(outside.any(dim=0).nonzero()[0])
+        vertex = int(face[:, first][outside[:, first]][0])
+        raise ValueError(f"face {first} refers to vertex {vertex}; pos has {pos.size(0)} vertices, counted from 0")
 
 
 def _check_pos(pos: Tensor) -> None:
@@ -82,9 +83,12 @@ def _check_pos(pos: Tensor) -> None:
 def _check_face(face: Tensor) -> None:
     """All of `check_mesh` that needs no look at the values, of faces."""
     check_tensors(face=face)
-    if face.dim() != 2 or face.size(0) != 3 or face.is_floating_point():
-        hint = " (pass face.t())" if face.dim() == 2 and face.size(1) == 3 else ""
-        raise ValueError(f"face must be integer of shape [3, F], got {face.dtype} {list(face.shape)}{hint}")
+    # Other integers do not index, or are masks.
+    indexes = face.dtype in (torch.int64, torch.int32)
+    if face.dim() != 2 or face.size(0) != 3 or not indexes:
+        hint = " (pass face.t())" if face.dim() == 2 and face.size(0) != 3 and face.size(1) == 3 else ""
+        hint = hint or ("" if indexes else " (pass face.long())")
+        raise ValueError(f"face must be int64 or int32 of shape [3, F], got {face.dtype} {list(face.shape)}{hint}")
 
 
 def _face_vectors(pos: Tensor, face: Tensor) -> Tensor:
@@ -160,6 +164,7 @@ def edges(face: Tensor) -> EdgeTopology:
         ``EdgeTopology(edge [2, E], face_edge [3, F], edge_count [E])``.
     """
     _check_face(face)
+    face = face.long()  # the keys below exceed int32
     start, end = face.t().reshape(-1), face.roll(-1, 0).t().reshape(-1)
     low, high = torch.minimum(start, end), torch.maximum(start, end)
     base = int(high.max()) + 1 if high.numel() else 1

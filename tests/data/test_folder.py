@@ -1,5 +1,6 @@
 """A user's own folder: labels, splits, classes, and what is said of mistakes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 
 import geoattn
 from geoattn import LoadError
 from geoattn.data import IGNORED, LabelledFolder, MissingSplitError, hold_out, load_dataset
 from geoattn.data.datasets.folder_splits import _by_share, divide
+from geoattn.data.labelled import LabelledSubset
 
 STRIP = Data(pos=torch.rand(6, 3), face=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]))  # V = 6, F = 4
 CLOUD = Data(pos=torch.rand(6, 3))
@@ -81,11 +84,93 @@ def test_labels_in_a_text_file(folder, label):
         assert data.names == ("seat", "leg", "back")
 
 
-def test_digits_are_numbers_of_classes_whatever_their_names(folder):
-    write(folder, "train/a.obj", classes=["2", "nan", "0"], train__a=[2, "nan", 0, -1])
-    assert LabelledFolder(folder)[0].y.tolist() == [2, 1, 0, -1]
-    write(folder, train__a=[2, 1, 0, -1])
-    assert LabelledFolder(folder)[0].y.tolist() == [2, 1, 0, -1]
+def test_a_number_that_names_another_class_is_refused(folder):
+    write(folder, "train/a.obj", classes=["2", "nan", "arm"], train__a=["nan", 0, -1, 0])
+    assert LabelledFolder(folder)[0].y.tolist() == [1, 0, -1, 0]
+    write(folder, train__a=[0, 2, 0, 0])
+    with pytest.raises(LoadError, match=r"a.txt:2: '2' is class 0 by its name .*, and another by its number"):
+        LabelledFolder(folder)
+    write(folder, classes=["2", "0", "1"], train__a=[0, 0, 0, 0])
+    with pytest.raises(LoadError, match=r"classes.txt: the numbers 0 to 2 in another order; line 1 is .* class 0"):
+        LabelledFolder(folder)
+    write(folder, classes=["0", "1", "2"], train__a=[0, 2, 0, 1])
+    assert LabelledFolder(folder)[0].y.tolist() == [0, 2, 0, 1]
+
+
+def test_text_files_may_have_their_names_in_capitals(folder):
+    write(folder, "train/a.obj", CLASSES=["seat", "leg"], train__a=["leg"] * 4)
+    for path in (folder / "CLASSES.txt", folder / "train" / "a.txt"):
+        path.rename(path.with_suffix(".TXT"))
+    data = LabelledFolder(folder)
+    assert (data.names, data[0].y.tolist()) == (("seat", "leg"), [1] * 4)
+    write(folder, "b.obj", splits__train=["train/a.obj"])
+    (folder / "splits" / "train.txt").rename(folder / "splits" / "train.TXT")
+    assert names(LabelledFolder(folder)) == ["train/a"]
+
+
+def test_parts_are_data_sets(folder):
+    """By slices and lists, as of any of PyG's data sets, with the transform."""
+    write(folder, **{f"train__{i}": [0, 1, 0, i] for i in range(4)})
+    write(folder, *(f"train/{i}.obj" for i in range(4)))
+    data = LabelledFolder(folder, transform=lambda sample: sample.update({"seen": True}))
+    parts = data[:2], data[::-1], data[[3, 1]], hold_out(data, "0.5")[0][-1:], LabelledSubset(data, [2, 0])[:1]
+    assert [names(part) for part in parts[:3]] == [["0", "1"], ["3", "2", "1", "0"], ["3", "1"]]
+    assert names(parts[4]) == ["2"]
+    for part in parts:
+        assert (part.names, part.labelled, part[0].seen) == (data.names, "face", True)
+    assert (data[-1].name, len(data), len(list(data))) == ("3", 4, 4)
+    with pytest.raises(IndexError):
+        data[4]
+    assert len(next(iter(DataLoader(data[1:], batch_size=3))).y) == 12
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, 2, 3, 1], "labels go up to 3, and no face has label 0. Labels count from 0; what is not"),
+        ([0, 1, 255, 255], r"labels go up to 255, and no face has label 2, 3, 4, .... Labels"),
+        ([-1] * 4, "nothing is labelled in the train split: each label is -1"),
+        ([0, 1, -1, 1], None),
+        ([0] * 4, None),
+    ],
+)
+def test_labels_that_are_hardly_meant_are_warned_of(folder, labels, message, recwarn):
+    write(folder, "train/a.obj", train__a=labels)
+    for _ in range(2):
+        LabelledFolder(folder)
+    assert [bool(re.search(message or "", str(warning.message))) for warning in recwarn] == [True] * bool(message)
+    write(folder, classes=[f"class {i}" for i in range(256)])
+    recwarn.clear()
+    LabelledFolder(folder)
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "lists", "message"),
+    [
+        (["Train/a.obj", "Test/b.obj"], {}, "Test: the folders of splits are called train, valid, test; call it test"),
+        (["training/a.obj", "testing/b.obj"], {}, "call it test, or list .* splits/test.txt"),
+        (["train/a.obj", "VAL/b.obj"], {}, "VAL: .* call it valid"),
+        (["train/a.obj", "val/b.obj"], {}, "val: .* call it valid"),
+        (["cat/Train/a.obj", "dog/Train/b.obj"], {}, "cat/Train: .* call it train"),
+        (["cat/train/a.obj", "cat/val/b.obj", "dog/train/c.obj"], {}, "cat/val: .* call it valid"),
+        (["train_set/a.obj", "test-data/b.obj"], {}, "test-data: .* call it test"),
+        (["a.obj"], {"test": ["a.obj"]}, "test.txt: lists .* move it: splits/test.txt"),
+        (["a.obj"], {"Splits__train": ["a.obj"]}, "Splits: the folder of the lists of splits is called splits"),
+    ],
+)
+def test_splits_by_another_name_are_not_divided_by_share(folder, files, lists, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(write(folder, *files, **lists))
+
+
+def test_what_only_sounds_like_a_split_is_none(folder):
+    write(folder, "train/Train/a.obj", "train/Test/b.obj", "test/Train/c.obj", "test/Test/d.obj")
+    assert LabelledFolder(folder).names == ("Test", "Train")
+    other = folder.with_name("other")
+    stems = ["test", "trains", "testimony", *map(str, range(9))]
+    write(other, *(f"{stem}.obj" for stem in stems), **{stem: [0, 1, 0, 1] for stem in stems})
+    assert len(LabelledFolder(other)) > 0
 
 
 def test_colors_and_normals_are_kept(folder):
@@ -170,14 +255,15 @@ def test_files_in_folders_that_have_labels_are_labelled_by_these(folder):
 
 def test_classes_without_names_are_those_of_all_splits(folder):
     write(folder, "train/a.obj", "test/b.obj", train__a=[0, 1, 0, 1], test__b=[0, 1, 4, -1])
-    assert LabelledFolder(folder).names == LabelledFolder(folder, "test").names == tuple("01234")
+    with pytest.warns(UserWarning, match="no face has label 2, 3. Labels count from 0"):
+        assert LabelledFolder(folder).names == LabelledFolder(folder, "test").names == tuple("01234")
 
 
 def test_as_many_faces_as_vertices(folder):
     """Another file decides, or the caller."""
     write(folder, train__a=[0, 1, 0, 1])
     (folder / "train" / "a.obj").write_text(SQUARE)
-    with pytest.raises(ValueError, match="as many faces as vertices"):
+    with pytest.raises(ValueError, match=r"as many faces as vertices; .*labelled=.face. .* --labelled"):
         LabelledFolder(folder)
     assert LabelledFolder(folder, labelled="face").labelled == "face"
     write(folder, "train/b.obj", train__b=[0, 1, 0, 1, 0, 0])
@@ -212,7 +298,7 @@ CLASSES = ["seat", "leg", "back"]
         (["train/a.obj"], {"train__a": [0, "nan", 0, 0]}, "a.txt:2: label nan is not an integer"),
         (["train/a.obj"], {"train__a": [0, 10**30, 0, 0]}, "a.txt:2: label 10+; classes.txt has"),
         (["train/a.obj"], {"train__a": [0, "arm", 0, 0]}, r"a.txt:2: 'arm' is neither an integer nor a name in .*leg"),
-        (["train/a.obj"], {"train__a": [0, "", 0, 0]}, "a.txt:2: '' is neither"),
+        (["train/a.obj"], {"train__a": [0, "", 0, 0]}, "a.txt:2: an empty line; write -1"),
         (["train/a.obj"], {"train__a": [0, 1]}, "a.txt: 2 labels; a.obj needs 6 for its vertices or 4 for its faces"),
         (["train/a.obj"], {}, "a.obj: no labels: no attribute 'label', and no a.txt beside it"),
         (["train/a.obj"], {"train__a": []}, "a.txt: 0 labels"),
@@ -240,6 +326,12 @@ CLASSES = ["seat", "leg", "back"]
 def test_mistakes_are_named(folder, files, texts, message):
     with pytest.raises(ValueError, match=message):
         LabelledFolder(write(folder, *files, classes=CLASSES, **texts))
+
+
+def test_names_without_a_list_of_names_are_named(folder):
+    write(folder, "train/a.obj", train__a=["foot", 0, 0, 0])
+    with pytest.raises(LoadError, match=r"a.txt:1: 'foot' is neither .*: write the names into a file classes.txt"):
+        LabelledFolder(folder)
 
 
 def test_wrong_attributes_are_named(folder):

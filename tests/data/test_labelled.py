@@ -28,8 +28,8 @@ def test_hold_out_divides(named, spec, count):
 
 
 def test_a_share_depends_on_the_seed_only(named):
-    indices = [hold_out(named, "0.3", seed)[1].indices for seed in (0, 0, 1)]
-    assert indices[0] == indices[1] != indices[2]
+    chosen = [hold_out(named, "0.3", seed)[1].chosen for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,13 @@ def test_descriptors_ignore_how_the_mesh_lies(element):
     torch.testing.assert_close(torch.cdist(found.spectral, found.spectral), torch.cdist(expected.spectral, expected.spectral), rtol=1e-2, atol=1e-2)  # fmt: skip  # noqa: E501
 
 
+def test_faces_may_be_int32():
+    data = mesh()
+    expected, found = MeshElements()(data), MeshElements()(Data(pos=data.pos, face=data.face.int()))
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.neighbor_index, expected.neighbor_index)
+
+
 def test_descriptors_converge_as_the_mesh_is_refined():
     """Of a smooth surface, what a descriptor says depends little on how finely it is meshed."""
     coarse, fine = (MeshElements()(Data(pos=p, face=f)) for p, f in (ellipsoid(3), ellipsoid(4)))
@@ -83,6 +90,11 @@ def test_deforming_is_slight_random_and_repeatable():
         (lambda: MeshElements("face", "vertex"), "each face is labelled, not each vertex"),
         (lambda: MeshElements()(Data(pos=torch.rand(4, 3))), "a point cloud has no faces"),
         (lambda: MeshElements()(Data(pos=mesh().pos, face=mesh().face, y=torch.zeros(7))), "y has 7 labels"),
+        (
+            lambda: MeshElements()(Data(pos=mesh().pos, face=mesh().face + 1)),
+            r"face \d+ refers to vertex 162; pos has 162",
+        ),
+        (lambda: MeshElements()(Data(pos=mesh().pos / 0, face=mesh().face)), r"pos\[0\] is .*inf"),
     ],
 )
 def test_bad_input_is_named(call, message):

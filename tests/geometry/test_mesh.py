@@ -289,6 +289,16 @@ def test_any_soup_gives_finite_results_and_gradients(soup):
         assert torch.isfinite(sample_surface(pos, face, 5)[0]).all()
 
 
+def test_faces_may_be_int32():
+    pos, face = torch.rand(100_000, 3), torch.randint(0, 100_000, (3, 50))  # products of indices exceed int32
+    for function in (edges, face_adjacency, edge_adjacency, face_vertex_adjacency, boundary_edges):
+        expected, found = function(face), function(face.int())
+        for a, b in zip(expected, found, strict=True):
+            assert torch.equal(a, b)
+    for function in (face_normals, vertex_normals, vertex_areas, dihedral_angles, normalize):
+        assert torch.equal(function(pos, face), function(pos, face.int()))
+
+
 def test_gradients():
     pos, face = cube()
     pos = (
@@ -304,7 +314,9 @@ def test_gradients():
         (torch.zeros(4, 2), torch.zeros(3, 0, dtype=torch.long), r"pos .*\[4, 2\]"),
         (torch.tensor([[0.0, 0, math.nan]]), torch.zeros(3, 0, dtype=torch.long), r"pos\[0\] is .*nan"),
         (torch.zeros(4, 3), torch.zeros(5, 3, dtype=torch.long), r"pass face.t\(\)"),
-        (torch.zeros(4, 3), torch.tensor([[0], [1], [4]]), r"0\.\.4, but pos has only 4"),
+        (torch.zeros(4, 3), torch.tensor([[0], [1], [4]]), "face 0 refers to vertex 4; pos has 4 vertices"),
+        (torch.zeros(4, 3), torch.tensor([[0, 0], [1, -1], [2, 9]]), "face 1 refers to vertex -1; pos has 4 vertices"),
+        (torch.zeros(4, 3), torch.zeros(3, 1, dtype=torch.uint8), r"uint8 \[3, 1\] \(pass face.long\(\)\)"),
     ],
 )
 def test_errors_say_what_is_wrong(pos, face, message):

@@ -141,7 +141,7 @@ def test_it_cannot_be_changed_and_refuses_what_is_no_mesh():
     pos, face = tensors(trimesh.creation.box())
     with pytest.raises(dataclasses.FrozenInstanceError):
         describe(pos, face).faces = 3
-    with pytest.raises(ValueError, match="face must be integer"):
+    with pytest.raises(ValueError, match="face must be int64 or int32"):
         describe(pos, face.T)
     pos[3, 0] = math.nan
     with pytest.raises(ValueError, match=r"pos\[3\]"):

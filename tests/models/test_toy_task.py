@@ -26,14 +26,14 @@ def toy_task(monkeypatch):
 
 def test_a_task_of_twenty_lines(toy_task, tmp_path, capsys):
     run = str(tmp_path / "run")
-    train = ["train", "leaning", "--data", "clouds", "--axis", "1", "--channels", "16", "--lr", "0.05", "-o", run]
+    train = ["train", "leaning", "--data", "random", "--axis", "1", "--channels", "16", "--lr", "0.05", "-o", run]
     assert main([*train, "--epochs", "5"]) == 0
     assert "leaning_network, 98 parameters, on cpu; 64 training samples, 64 to validate on" in capsys.readouterr().out
     assert main([*train, "--epochs", "20", "--resume"]) == 0
     assert "20 epochs" in capsys.readouterr().out
     figures = json.loads((tmp_path / "run" / "test.json").read_text())
     assert figures["accuracy"] > 0.8
-    assert main(["evaluate", run, "--data", "clouds"]) == 0
+    assert main(["evaluate", run, "--data", "random"]) == 0
     assert f"{figures['accuracy']:.2%}" in capsys.readouterr().out
     assert load_task(run) == toy_task.LeaningTask(axis=1)
     assert isinstance(load_model(run), toy_task.LeaningNetwork)

@@ -50,6 +50,7 @@ class LeaningTask(Task):
     axis: int = 0
 
     def dataset(self, data, split, samples=None):
+        # What --data says would choose the data; these are random, whatever it says.
         clouds = torch.randn(samples or 64, 20, 3, generator=torch.Generator().manual_seed(len(split)))
         return [Data(pos=pos, y=(pos[:, self.axis].mean() > 0).long()) for pos in clouds]
 

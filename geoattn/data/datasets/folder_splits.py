@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,12 @@ from geoattn.data.registry import SPLITS, MissingSplitError
 
 TEST_SHARE = 0.2
 """Share of the files that are the test split where a folder says nothing else."""
+
+_WORDS = {
+    "train": ("train", "training"),
+    "valid": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 class File(NamedTuple):
@@ -31,21 +39,55 @@ def divide(root: Path) -> dict[str, list[File]]:
     """The files of each split of the folder ``root``: by its lists, its folders, or else by share.
 
     Raises:
-        ValueError: If there are no files, a file is in two lists or in none of the folders, or two files differ by
-            their extension only.
+        ValueError: If there are no files, a file is in two lists or in none of the folders, two files differ by their
+            extension only, or a folder or a list means a split and is called something else.
     """
     if (root / "splits").is_dir():
         splits = _by_list(root)
     else:
         inside = {path: path.relative_to(root) for path in mesh_and_cloud_files(root)}
-        by_folder = any(set(SPLITS) & set(relative.parts[:-1]) for relative in inside.values())
-        splits = _by_folder(inside) if by_folder else _by_share(inside)
+        _check_folders(root, inside.values())
+        if any(set(SPLITS) & set(relative.parts[:-1]) for relative in inside.values()):
+            splits = _by_folder(inside)
+        else:
+            _check_lists(root, inside.values())
+            splits = _by_share(inside)
     places: dict[Path, Path] = {}
     for file in (file for files in splits.values() for file in files):
         other = places.setdefault(file.path.with_suffix(""), file.path)
         if other != file.path:
             raise ValueError(f"{file.path}: {other.name} beside it would be the same sample; keep one of them")
     return splits
+
+
+def split_meant(name: str) -> str | None:
+    """The split that the name of a folder or of a list means, however it is written: Train, testing, val_set."""
+    word = re.sub(r"[\W_]*(set|data|split)?[\W_]*$", "", name.lower())
+    return next((split for split, words in _WORDS.items() if word in words), None)
+
+
+def _check_folders(root: Path, inside: Collection[Path]) -> None:
+    """That no folder means a split and is called something else: its files would be divided by share."""
+    for relative in inside:
+        folders = relative.parts[:-1]
+        for depth, name in enumerate(folders, 1):
+            split = split_meant(name)
+            if split and not set(SPLITS) & set(folders):
+                raise ValueError(
+                    f"{root.joinpath(*folders[:depth])}: the folders of splits are called {', '.join(SPLITS)}; "
+                    f"call it {split}, or list the files of each split, such as splits/{split}.txt"
+                )
+
+
+def _check_lists(root: Path, inside: Collection[Path]) -> None:
+    """That no lists lie elsewhere than in the folder ``splits``: the files would be divided by share."""
+    samples = set(map(_name, inside))  # whose labels a text file may hold
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and path.name.lower() in ("split", "splits"):
+            if any(split_meant(file.stem) for file in path.glob("*.txt")):
+                raise ValueError(f"{path}: the folder of the lists of splits is called splits; call it that")
+        elif path.suffix.lower() == ".txt" and (split := split_meant(path.stem)) and path.stem not in samples:
+            raise ValueError(f"{path}: lists of splits are read from the folder splits; move it: splits/{split}.txt")
 
 
 def missing(root: Path, split: str, splits: dict[str, list[File]]) -> MissingSplitError:
@@ -72,10 +114,11 @@ def _by_list(root: Path) -> dict[str, list[File]]:
     """As ``splits/train.txt``, ``valid.txt`` and ``test.txt`` list them, one path relative to ``root`` a line."""
     splits: dict[str, list[File]] = {}
     listed: dict[Path, str] = {}
-    for text in sorted((root / "splits").glob("*.txt"), key=lambda text: (text.stem not in SPLITS, text.stem)):
+    texts = (path for path in (root / "splits").iterdir() if path.suffix.lower() == ".txt" and path.name[0] != ".")
+    for text in sorted(texts, key=lambda text: (text.stem not in SPLITS, text.stem)):
         if text.stem not in SPLITS:
             raise ValueError(f"{text}: expected {', '.join(f'{split}.txt' for split in SPLITS)}")
-        splits[text.stem] = []
+        files = splits.setdefault(text.stem, [])
         for number, line in enumerate(read_lines(text), 1):
             if not line:
                 continue
@@ -87,7 +130,7 @@ def _by_list(root: Path) -> dict[str, list[File]]:
             if path.resolve() in listed:
                 raise ValueError(f"{where}: {line} is in {listed[path.resolve()]} already")
             listed[path.resolve()] = where
-            splits[text.stem].append(File(path, _name(Path(line))))
+            files.append(File(path, _name(Path(line))))
     return splits
 
 

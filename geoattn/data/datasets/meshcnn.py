@@ -11,13 +11,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from torch_geometric.data import Data
+from torch_geometric.data import Data, Dataset
 from tqdm import tqdm
 
 from geoattn.data.datasets.bodies import LABELS
+from geoattn.data.datasets.folder_splits import split_meant
 from geoattn.data.io import LoadError, load
-from geoattn.data.labelled import Labelled, read_names
+from geoattn.data.labelled import Labelled, classes_file, read_names
 from geoattn.data.registry import MissingSplitError, register_layout
 from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import edges
@@ -25,7 +25,7 @@ from geoattn.geometry import edges
 AnyPath = TypeVar("AnyPath", Path, zipfile.Path, Path | zipfile.Path)
 
 
-class MeshCNNDataset(Dataset[Data]):
+class MeshCNNDataset(Dataset):
     """A set in MeshCNN's layout (Hanocka et al. 2019), from its folder or its zip file.
 
     Segmentation sets (``human_seg``, ``coseg_*``) have ``train/*.obj``, ``test/*.obj``, ``seg/*.eseg`` (a label
@@ -68,7 +68,7 @@ class MeshCNNDataset(Dataset[Data]):
             raise MissingSplitError(f"{path}: no valid split; hold some of the training meshes out")
         if split not in ("train", "test"):
             raise ValueError(f'split must be "train" or "test", got {split!r}')
-        self.transform = transform
+        super().__init__(transform=transform)
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such folder or zip file")
@@ -112,12 +112,13 @@ class MeshCNNDataset(Dataset[Data]):
             f"{path}: expected {split}/*.obj with seg/*.eseg beside it, or <class>/{split}/*.obj; found neither"
         )
 
-    def __len__(self) -> int:
+    def len(self) -> int:
+        """How many samples."""
         return len(self._items)
 
-    def __getitem__(self, index: int) -> Data:
-        data = self._items[index]
-        return data if self.transform is None else self.transform(data)
+    def get(self, idx: int) -> Data:
+        """Sample ``idx``."""
+        return self._items[idx]
 
 
 def _split_folders(folder: AnyPath) -> list[AnyPath]:
@@ -135,10 +136,13 @@ def _recognises(path: Path) -> bool:
     def has_meshes(folder: Path | zipfile.Path) -> bool:
         return any(file.name.endswith(".obj") for split in _split_folders(folder) for file in split.iterdir())
 
+    def has_other_splits(folder: Path | zipfile.Path) -> bool:
+        return any(split_meant(inner.name) and inner.name not in ("train", "test") for inner in folders(folder))
+
     # A set with a split for validation is not one of MeshCNN's.
     return any(
         ((root / "seg").is_dir() and has_meshes(root))
-        or sum(has_meshes(folder) and not (folder / "valid").is_dir() for folder in folders(root)) > 1
+        or sum(has_meshes(folder) and not has_other_splits(folder) for folder in folders(root)) > 1
         for root in [top, *folders(top)]
     )
 
@@ -153,8 +157,8 @@ def _names(root: Path, count: int) -> tuple[str, ...]:
 
     MeshCNN itself leaves a classes.txt in a set it has read, with numbers only; those are no names.
     """
-    file = root / "classes.txt"
-    names = read_names(file) if file.exists() else ()
+    file = classes_file(root)
+    names = read_names(file) if file else ()
     if names and not all(name.isdecimal() for name in names):
         if len(names) != count:
             raise ValueError(f"{file}: {len(names)} names for {count} classes")
