@@ -12,12 +12,14 @@ from torch_geometric.data import Data
 import geoattn
 from geoattn.cli import main
 from geoattn.data import Bodies
+from geoattn.models import create_model
 
 
 @pytest.fixture
 def person(tmp_path):
     path = tmp_path / "person.obj"
-    geoattn.save(path, Bodies(1, seed=3)[0])
+    body = Bodies(1, seed=3)[0]
+    geoattn.save(path, Data(pos=body.pos, face=body.face))
     return path
 
 
@@ -102,8 +104,32 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("geoattn.models.labels.LabelTask.loss", stop)
     train = ["train", "segmentation", "--data", "bodies", "--samples", "2", "-o", str(tmp_path / "run"), *SMALL]
+    monkeypatch.setattr("sys.argv", ["/usr/bin/geoattn"])
     assert main(train) == 130
     assert f"go on with: geoattn {' '.join(train)} --resume" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["leaning.py"])
+    assert main(train) == 130
+    assert "go on with: the same command with --resume" in capsys.readouterr().err
+
+
+def test_a_classifier_does_not_segment(person, tmp_path, capsys):
+    create_model("surface_classifier", names=("a", "b"), channels=8, blocks=1, latents=2).save_pretrained(
+        tmp_path / "m"
+    )
+    assert main(["segment", str(person), "--model", str(tmp_path / "m"), "-o", str(tmp_path / "out.ply")]) == 2
+    assert "holds a surface_classifier, made for classification, not for parts" in capsys.readouterr().err
+
+
+def test_folders_for_results_are_refused_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    train = ["train", "segmentation", "--data", "bodies", "--samples", "2", *SMALL]
+    assert main([*train, "-o", str(tmp_path / "file")]) == 2
+    assert "is a file; give the name of a folder" in capsys.readouterr().err
+    assert main(["evaluate", "--data", "bodies", "-o", str(tmp_path / "file" / "x")]) == 2
+    assert "is a file; give the name of a folder" in capsys.readouterr().err
+    (tmp_path / "trainer.json").write_text("")
+    assert main([*train, "-o", str(tmp_path)]) == 2
+    assert "is a checkpoint; --output is the folder of the run" in capsys.readouterr().err
 
 
 def test_help_shows_every_default_and_what_an_option_means(capsys):
@@ -138,6 +164,9 @@ def test_python_m_geoattn(tmp_path):
         (["segment", "nothing.obj", "--picture", "out.jpg"], "out.jpg: cannot write '.jpg' files; supported are .png"),
         (["segment", "nothing.obj", "--page", "no/such/out.html"], "the folder no/such does not exist"),
         (["segment", "nothing.obj", "-o", "out.ply", "--device", "abacus"], "device 'abacus' is unknown"),
+        (["evaluate", "--data", "bodies", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
+        (["train", "segmentation", "--data", "bodies", "--dropout", "nan"], "dropout must be in [0, 1), got nan"),
+        (["train", "segmentation", "--data", "bodies", "--seed", str(2**70)], "it must be less than 2**63"),
         (["segment", "nothing.obj", "-o", "out.ply", "--threads", "0"], "--threads is 0; it must be at least 1"),
         (["segment", "nothing.obj"], "nothing to write"),
         (["info", "nothing.xyzzy"], "unknown extension"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: 0, 2 where the input is at fault, or 130 after Ctrl-C.
+        The exit status: 0, 2 where the input is at fault, 130 after Ctrl-C, 141 where nobody reads the output.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("geoattn", description="Attention for meshes and point clouds.")
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("geoattn: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the output went to a program that wanted no more of it, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (LoadError, OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"geoattn: {error}", file=sys.stderr)
         return 2

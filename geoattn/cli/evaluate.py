@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from geoattn.cli.options import add_data, add_device, set_device
+from geoattn.cli.options import add_data, add_device, check_folder, set_device
 from geoattn.cli.report import print_figures, write_figures
 from geoattn.models import load_model, load_task
 from geoattn.models.segmentation.segment import HUMAN
@@ -33,6 +33,10 @@ def add_options(command: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     device = set_device(arguments)
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise ValueError(f"--batch-size is {arguments.batch_size}; it must be at least 1")
+    if arguments.output:
+        check_folder(arguments.output)
     task, model = load_task(arguments.model), load_model(arguments.model).to(device)
     samples = task.dataset(arguments.data, arguments.split, arguments.samples)
     figures = evaluate(task, model, samples, batch_size=arguments.batch_size, precision=arguments.precision)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -61,7 +63,7 @@ def _descriptions(config: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(config.__mro__):
         for entry in parse(base.__doc__ or "").params:
-            text = " ".join((entry.description or "").split()).replace("``", "").replace("`", "")
+            text = " ".join((entry.description or "").split()).replace("`", "").replace("None: ", "default: ")
             found[entry.arg_name] = text.replace("%", "%%")
     return found
 
@@ -74,6 +76,19 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, metavar="N", help="so many of a generator's samples, at most so many of a data set's"
     )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written in, before the work whose results it shall get.
+
+    Raises:
+        OSError: If it is a file, or nothing can be written there.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{folder}: {place} is a file; give the name of a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: nothing can be written in {place}")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from geoattn.data.io import write_whole
 from geoattn.train import Task
 from geoattn.viz import confusion_picture, confusion_text
 
@@ -18,7 +18,8 @@ def print_figures(task: Task, model: nn.Module, figures: dict[str, Tensor]) -> N
     for name, value in figures.items():
         if value.ndim == 0:
             share = (metrics[name].plot_lower_bound, metrics[name].plot_upper_bound) == (0.0, 1.0)
-            print(f"{name.replace('_', ' '):>20}  {value.item():{'.2%' if share else '.4g'}}")
+            shown = f"{value.item():{'.2%' if share else '.4g'}}" if value.isfinite() else "none: nothing was labelled"
+            print(f"{name.replace('_', ' '):>20}  {shown}")
     if (matrix := figures.get("confusion")) is not None:
         print(f"\n{confusion_text(matrix, _names(model, matrix))}")
 
@@ -26,9 +27,9 @@ def print_figures(task: Task, model: nn.Module, figures: dict[str, Tensor]) -> N
 def write_figures(task: Task, model: nn.Module, figures: dict[str, Tensor], folder: Path, name: str = "test") -> None:
     """Write ``<name>.json``, and the confusion matrix as ``<name>_confusion.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{name}.json.tmp"
-    new.write_text(json.dumps({key: value.tolist() for key, value in figures.items()}, indent=2) + "\n")
-    os.replace(new, folder / f"{name}.json")
+    values = {key: value.tolist() if value.isfinite().all() else None for key, value in figures.items()}
+    with write_whole(folder / f"{name}.json") as new:
+        new.write_text(json.dumps(values, indent=2) + "\n")
     if (matrix := figures.get("confusion")) is not None:
         try:
             confusion_picture(matrix, _names(model, matrix), folder / f"{name}_confusion.png")

@@ -42,6 +42,8 @@ def _segment(arguments: argparse.Namespace) -> None:
             check_path(path, formats)
     data = geoattn.load(arguments.mesh)
     model = load_model(arguments.model or _default_model(arguments.mesh, data)).to(device)
+    if "segmentation" not in model.tasks:
+        raise ValueError(f"{arguments.model} holds a {model.name}, made for {', '.join(model.tasks)}, not for parts")
     labelled = model.config.labelled
     if output:
         check_output(output, data, label_on=labelled)

@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 
-from geoattn.cli.options import HelpFormatter, add_data, add_device, add_fields, set_device, values_of
+from geoattn.cli.options import HelpFormatter, add_data, add_device, add_fields, check_folder, set_device, values_of
 from geoattn.cli.report import print_figures, write_figures
 from geoattn.data import LabelledSamples, MissingSplitError, hold_out
 from geoattn.models import find_task, list_models, list_tasks, load_model, model_config
@@ -55,8 +55,13 @@ def _add_options_of_task(command: argparse.ArgumentParser, task: type[Task], arg
 
 def _train(arguments: argparse.Namespace, task_class: type[Task], argv: Sequence[str]) -> None:
     device, folder = set_device(arguments), arguments.output
+    check_folder(folder)
+    if (folder / "trainer.json").exists():
+        raise ValueError(f"{folder} is a checkpoint; --output is the folder of the run, such as {folder.parent}")
     if (folder / "last").exists() and not arguments.resume:
         raise FileExistsError(f"{folder} holds a run; give --resume to go on with it, or another --output")
+    if arguments.resume and not (folder / "last").exists():
+        print(f"there is no run in {folder} to go on with: this is its beginning")
     task = task_class(**values_of(task_class, arguments))
     config = TrainConfig(**values_of(TrainConfig, arguments))
     samples, valid_samples, test_samples = _splits(task, arguments)
@@ -83,18 +88,27 @@ def _train(arguments: argparse.Namespace, task_class: type[Task], argv: Sequence
         )
     except KeyboardInterrupt:
         if first:
-            again = shlex.join(["geoattn", *argv, *([] if arguments.resume else ["--resume"])])
-            print(f"\nstopped; go on with: {again}", file=sys.stderr)
+            print(f"\nstopped; go on with: {_again(arguments, argv)}", file=sys.stderr)
         raise
     if first:
-        print(f"{result.epoch} epochs in {result.minutes:.1f} minutes; checkpoint: {result.checkpoint}")
+        early = ", stopped early," if result.epoch < config.epochs else ""
+        print(f"{result.epoch} epochs{early} in {result.minutes:.1f} minutes; checkpoint: {result.checkpoint}")
     if test_samples is None:
+        if first:
+            print("not measured: " + ("--hold-out was given" if arguments.hold_out else "the data have no split test"))
         return
     model = load_model(result.checkpoint).to(fabric.device)
     figures = evaluate(task, model, test_samples, precision=arguments.precision)
     if first:
         print_figures(task, model, figures)
         write_figures(task, model, figures, folder)
+
+
+def _again(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
+    """The command that goes on with the run."""
+    if Path(sys.argv[0]).name != "geoattn" or "RANK" in os.environ:  # a script of one's own, or torchrun
+        return "the same command with --resume"
+    return shlex.join(["geoattn", *argv, *([] if arguments.resume else ["--resume"])])
 
 
 def _splits(task: Task, arguments: argparse.Namespace) -> tuple[Samples, Samples | None, Samples | None]:
@@ -107,6 +121,6 @@ def _splits(task: Task, arguments: argparse.Namespace) -> tuple[Samples, Samples
             return None
 
     samples = task.dataset(arguments.data, "train", arguments.samples)
-    if arguments.hold_out:  # such a run compares; the test split is for the one that was chosen
+    if arguments.hold_out is not None:  # such a run compares; the test split is for the one that was chosen
         return *hold_out(cast("LabelledSamples", samples), arguments.hold_out, arguments.seed), None
     return samples, split("valid"), split("test")

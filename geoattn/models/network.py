@@ -40,6 +40,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:  # type: ignore[override]
         """Write ``model.safetensors`` and ``config.json``, from which `geoattn.models.load_model` makes it again."""
+        if "name" not in type(self).__dict__:
+            raise ValueError(f"{type(self).__name__} could not be loaded again: give it a name with register_model")
         super().save_pretrained(folder, config={"network": self.name, **asdict(self.config)}, **options)
 
     @classmethod
@@ -64,7 +66,11 @@ class Network(nn.Module, PyTorchModelHubMixin):
         if not Path(model_id).is_dir():
             file = require("huggingface_hub").hf_hub_download(model_id, file.name, **download)
         model = cls(config)
-        safetensors.load_model(model, file, strict, map_location)
+        try:
+            safetensors.load_model(model, file, strict, map_location)
+        except (OSError, RuntimeError, require("safetensors").SafetensorError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"{file} is damaged, or does not belong to the config.json beside it: {reason}") from error
         return model
 
 

@@ -32,6 +32,8 @@ def register_model(name: str, config: type, *tasks: str) -> Callable[[AnyNetwork
     """Decorator of a network: makes it known as ``name``, made from the dataclass ``config``, for some tasks."""
 
     def register(network: AnyNetwork) -> AnyNetwork:
+        if name in _NETWORKS:
+            _check_same(name, _NETWORKS[name].network, network)
         network.name, network.tasks = name, tasks
         _NETWORKS[name] = _Registered(network, config)
         return network
@@ -41,8 +43,16 @@ def register_model(name: str, config: type, *tasks: str) -> Callable[[AnyNetwork
 
 def register_task(task: AnyTask) -> AnyTask:
     """Decorator of a task: makes it known by its name, to the command line too."""
+    if task.name in _TASKS:
+        _check_same(task.name, _TASKS[task.name], task)
     _TASKS[task.name] = task
     return task
+
+
+def _check_same(name: str, registered: type, new: type) -> None:
+    """A class may be defined again, as in a notebook; another one may not take its name."""
+    if registered.__qualname__ != new.__qualname__:
+        raise ValueError(f"{name!r} is the name of {registered.__qualname__} already; give {new.__qualname__} another")
 
 
 def list_models(task: str | None = None) -> list[str]:

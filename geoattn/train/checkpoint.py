@@ -22,6 +22,7 @@ from geoattn.train.config import TrainConfig, TrainResult
 from geoattn.train.task import Task
 
 safetensors = require("safetensors.torch")
+safetensors_error = require("safetensors").SafetensorError
 
 FIELDS = ("epoch", "step", "minutes", "best_epoch", "best_value", "higher_is_better", "history")
 # Options that change neither the weights nor their order.
@@ -55,6 +56,20 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainResult,
     """
     new = state.folder / "last.tmp"
     shutil.rmtree(new, ignore_errors=True)
+    try:
+        _write(new, model, optimizer, state, run)
+        _publish(state.folder, "last")
+        _copy_if_best(state.folder)
+    except (OSError, safetensors_error) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise OSError(
+            f"{state.folder}: the checkpoint cannot be written ({error}); an earlier one is as it was"
+        ) from error
+
+
+def _write(
+    new: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainResult, run: dict[str, Any]
+) -> None:
     new.mkdir(parents=True)
     save_pretrained = getattr(model, "save_pretrained", None)
     if callable(save_pretrained):
@@ -75,8 +90,6 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainResult,
     trainer["random"] = "seeded at each epoch from (config.seed, epoch, process)"
     trainer["run"] = run
     (new / "trainer.json").write_text(json.dumps(trainer, indent=1))
-    _publish(state.folder, "last")
-    _copy_if_best(state.folder)
 
 
 def restore(state: TrainResult, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, Any]) -> None:
@@ -95,13 +108,16 @@ def restore(state: TrainResult, model: nn.Module, optimizer: torch.optim.Optimiz
             f"{last} is of another run: {difference}. Of the config, only epochs may change, and only grow; "
             "make it the same, or train in another folder"
         )
+    tensors: dict[int, dict[str, torch.Tensor]] = {}
+    try:
+        for key, value in safetensors.load_file(last / "optimizer.safetensors").items():
+            index, name = key.split(".", 1)
+            tensors.setdefault(int(index), {})[name] = value.clone()  # the file is mapped, and will be deleted
+        safetensors.load_model(model, last / "model.safetensors")
+    except (OSError, safetensors_error) as error:
+        raise _damaged(last, error) from error
     for field in FIELDS:
         setattr(state, field, trainer[field])
-    safetensors.load_model(model, last / "model.safetensors")
-    tensors: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in safetensors.load_file(last / "optimizer.safetensors").items():
-        index, name = key.split(".", 1)
-        tensors.setdefault(int(index), {})[name] = value.clone()  # the file is mapped, and will be deleted
     optimizer.load_state_dict({**optimizer.state_dict(), "state": tensors})
 
 
@@ -139,7 +155,14 @@ def recover(folder: Path) -> None:
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "trainer.json").read_text())
+    try:
+        return json.loads((checkpoint / "trainer.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Path, error: Exception) -> ValueError:
+    return ValueError(f"{checkpoint} is no whole checkpoint ({error}); delete it, or train in another folder")
 
 
 def _config(model: nn.Module) -> dict[str, Any] | None:

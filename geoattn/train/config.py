@@ -18,7 +18,7 @@ class TrainConfig:
         lr: Learning rate of AdamW at the end of the warmup; from there it falls to 0 along a cosine.
         weight_decay: Of AdamW, for all parameters except biases and those of one dimension (norms, gains).
         warmup: Fraction of the run in which the learning rate rises linearly from 0.
-        clip_norm: Largest L2 norm of the gradient; ``math.inf`` for no clipping.
+        clip_norm: Largest L2 norm of the gradient; ``inf`` for no clipping.
         seed: Order of the samples, dropout and augmentations follow from it.
         patience: Stop after so many epochs without a better validation value; None: never.
         minutes: Stop after this time, with the learning rate at 0, even if not all epochs are done.
@@ -53,6 +53,8 @@ class TrainConfig:
         for name in ("weight_decay", "seed", "workers"):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name} is {value!r}; it must not be negative")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be less than 2**63")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup!r}; it is a fraction of the run, in [0, 1)")
 

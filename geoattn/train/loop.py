@@ -17,7 +17,7 @@ from geoattn.train.config import Row, TrainConfig, TrainResult
 from geoattn.train.evaluate import compute, measure
 from geoattn.train.fabric import make_fabric
 from geoattn.train.optim import adamw, schedule
-from geoattn.train.plot import write_history
+from geoattn.train.plot import write_curves, write_history
 from geoattn.train.prepare import Prepared, spare_cores
 from geoattn.train.progress import progress_bar
 from geoattn.train.randomness import own_random_state, seed_all
@@ -26,7 +26,7 @@ from geoattn.train.task import Samples, Task
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-KEPT = "the last checkpoint is as it was before"
+ADVICE = "a lower learning rate (lr) may help; a checkpoint of an earlier epoch is as it was"
 
 
 def fit(
@@ -73,7 +73,9 @@ def fit(
             raise ValueError(f"{name} is empty")
     if valid_samples is None and config.patience is not None:
         raise ValueError(f"patience is {config.patience}, but there are no validation samples to watch")
-    task.check(model, samples)
+    for given in (samples, valid_samples):
+        if given is not None:
+            task.check(model, given)
     fabric = fabric or make_fabric()
     fabric.launch()
     state = TrainResult(Path(folder))
@@ -90,7 +92,7 @@ def fit(
     finally:
         model.train(was_training)
     if fabric.is_global_zero:
-        write_history(state)
+        write_curves(state)
     fabric.barrier()
     return state
 
@@ -173,6 +175,8 @@ def _train(
             state.add({"loss": total / count, "lr": rate, "minutes": clock.read(), **values})
             if fabric.is_global_zero and state.should_save(config):
                 checkpoint.save(model, optimizer, state, run)
+            if fabric.is_global_zero:
+                write_history(state)
             fabric.barrier()
 
 
@@ -201,12 +205,12 @@ def _step(
     local = task.loss(module, batch)
     value = float(cast("Tensor", fabric.all_reduce(local.detach().clone())))
     if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value} at {place}; {KEPT}")
+        raise FloatingPointError(f"the loss is {value} at {place}; {ADVICE}")
     optimizer.zero_grad()
     fabric.backward(local)
     norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
     if norm is not None and not norm.isfinite():
-        raise FloatingPointError(f"the loss is {value}, but its gradient is {norm} at {place}; {KEPT}")
+        raise FloatingPointError(f"the loss is {value}, but its gradient is {norm} at {place}; {ADVICE}")
     optimizer.step()
     return value
 

@@ -12,7 +12,7 @@ from geoattn.train.config import Row, TrainResult
 
 
 def write_history(result: TrainResult) -> None:
-    """Write ``history.json``, ``history.csv`` and, if matplotlib is installed, ``curves.png``."""
+    """Write ``history.json`` and ``history.csv``."""
     table = io.StringIO()
     rows = csv.DictWriter(
         table, list(dict.fromkeys(name for row in result.history for name in row)), lineterminator="\n"
@@ -26,6 +26,10 @@ def write_history(result: TrainResult) -> None:
         new = result.folder / f"{name}.tmp"
         new.write_text(text)
         os.replace(new, result.folder / name)
+
+
+def write_curves(result: TrainResult) -> None:
+    """Write ``curves.png``, if matplotlib is installed."""
     try:
         plot_curves(result.history, result.folder / "curves.png", result.best_epoch)
     except ImportError as error:

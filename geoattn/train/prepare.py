@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -186,11 +189,12 @@ def _in_processes(recipe: _Recipe, workers: int | None) -> Iterator[list[Data]]:
             sampler=left,
             num_workers=min(workers, len(left)),
             multiprocessing_context=method,
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # instead of the global one, which stays as it is
         )
     )
     try:
-        for result in results:
+        for result in _while_processes_live(results):
             variants = pickle.loads(result)
             if isinstance(variants, tuple):
                 message, where = variants
@@ -198,6 +202,23 @@ def _in_processes(recipe: _Recipe, workers: int | None) -> Iterator[list[Data]]:
             yield variants
     finally:
         del results  # which ends the processes
+
+
+def _while_processes_live(results: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from results
+    except RuntimeError as error:  # torch says it with the number of the process
+        raise ChildProcessError(
+            "a process that prepares samples was ended from outside, as systems do when memory runs out; "
+            "let fewer processes prepare: workers=1 or 0 (--workers)"
+        ) from error
+
+
+def _end_with_parent(worker: int) -> None:
+    """On Linux, have the system end this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def spare_cores() -> int:

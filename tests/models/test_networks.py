@@ -10,7 +10,16 @@ from torch_geometric.data import Batch, Data
 
 import geoattn
 from geoattn.data import RandomDeform
-from geoattn.models import Network, create_model, list_models, list_tasks, load_model, load_task, model_config
+from geoattn.models import (
+    Network,
+    create_model,
+    list_models,
+    list_tasks,
+    load_model,
+    load_task,
+    model_config,
+    register_model,
+)
 from geoattn.models.network import find_checkpoint
 
 
@@ -169,3 +178,36 @@ def test_a_run_is_as_good_as_its_best_checkpoint(tmp_path):
     model.save_pretrained(tmp_path / "run" / "best")
     assert find_checkpoint(tmp_path / "run") == tmp_path / "run" / "best"
     assert isinstance(load_model(tmp_path / "run"), Network)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    model = build("surface_transformer")
+    model.save_pretrained(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged, or does not belong to the config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "channels": 32}))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged, or .*size mismatch"):
+        load_model(tmp_path)
+
+
+def test_names_are_not_taken_by_others():
+    with pytest.raises(ValueError, match="'surface_transformer' is the name of SurfaceTransformer already"):
+        register_model("surface_transformer", dict)(type("Other", (Network,), {}))
+    registered = type(build("surface_transformer"))
+    assert register_model("surface_transformer", model_config("surface_transformer"), "segmentation")(registered)
+
+    class Mine(registered):
+        pass
+
+    with pytest.raises(ValueError, match="Mine could not be loaded again: give it a name with register_model"):
+        Mine(build("surface_transformer").config).save_pretrained("nowhere")
+
+
+@pytest.mark.parametrize("names", ["ab", ("a",), ("a", "a")])
+def test_classes_have_names_of_their_own(names):
+    with pytest.raises(ValueError, match="names must be those of at least 2 different classes"):
+        create_model("surface_transformer", names=names)

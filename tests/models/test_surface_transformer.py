@@ -129,7 +129,7 @@ def test_what_cannot_be_segmented_is_named():
         segment(Data(pos=torch.rand(5, 3)), network())
     with pytest.raises(TypeError, match="expected a SurfaceTransformer, got a SurfaceClassifier"):
         segment(mesh(), network("surface_classifier"))
-    with pytest.raises(ValueError, match="those of at least 2 classes"):
+    with pytest.raises(ValueError, match="those of at least 2 different classes"):
         SurfaceTransformerConfig(names=("one",))
     with pytest.raises(ValueError, match="element must be one of"):
         SurfaceTransformerConfig(names=("a", "b"), element="corner")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from trainee import Clouds, LongAlong, Mean, build, cpu
 
-from geoattn.train import TrainConfig, fit, loop
+from geoattn.train import TrainConfig, checkpoint, fit, loop
 from geoattn.train.optim import adamw, schedule
 
 CONFIG = TrainConfig(epochs=4, batch_size=8, lr=1e-2, workers=0)
@@ -343,3 +343,32 @@ def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="requires a gradient"):
         run(tmp_path, model=build().requires_grad_(False))
     assert not (tmp_path / "last").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last(tmp_path, monkeypatch):
+    run(tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "last").iterdir()}
+
+    def full(*args, **options):
+        raise checkpoint.safetensors_error("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint.safetensors, "save_file", full)
+    with pytest.raises(OSError, match=r"the checkpoint cannot be written .*No space left on device"):
+        run(tmp_path, replace(CONFIG, epochs=6), resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "last").iterdir()}
+    assert not (tmp_path / "last.tmp").exists()
+
+
+@pytest.mark.parametrize("name", ["trainer.json", "optimizer.safetensors", "model.safetensors"])
+def test_a_damaged_checkpoint_is_named(tmp_path, name):
+    run(tmp_path)
+    content = (tmp_path / "last" / name).read_bytes()
+    (tmp_path / "last" / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="last is no whole checkpoint"):
+        run(tmp_path, replace(CONFIG, epochs=6), resume=True)
+
+
+def test_the_history_grows_with_each_epoch(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, task=losing(stop_at(7)))
+    assert [row["epoch"] for row in json.loads((tmp_path / "history.json").read_text())] == [1, 2]

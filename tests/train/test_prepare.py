@@ -184,8 +184,9 @@ def test_what_tasks_prepare_can_be_cached(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-def test_ctrl_c_leaves_no_process():
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux")
+@pytest.mark.parametrize("end", ["interrupt", "kill"])
+def test_no_process_is_left(end):
     script = textwrap.dedent(r"""
         import os, time
         from torch_geometric.data import Data
@@ -193,7 +194,7 @@ def test_ctrl_c_leaves_no_process():
 
         def slow(sample, generator):
             os.write(1, b"%d\n" % os.getpid())
-            time.sleep(60)
+            time.sleep(600)
 
         Prepared([Data()] * 4, slow, workers=2)
     """)
@@ -201,9 +202,21 @@ def test_ctrl_c_leaves_no_process():
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     workers = [int(process.stdout.readline()) for _ in range(2)]
-    os.killpg(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=20)[1].decode()
-    assert "KeyboardInterrupt" in error
-    for worker in workers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(worker, 0)
+    if end == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    else:
+        os.kill(process.pid, signal.SIGKILL)
+    error = process.communicate(timeout=300)[1].decode()  # until no process has the pipes open
+    assert ("KeyboardInterrupt" in error) == (end == "interrupt")
+    if end == "interrupt":
+        for worker in workers:
+            with pytest.raises(ProcessLookupError):
+                os.kill(worker, 0)
+
+
+def test_a_process_ended_from_outside_is_explained():
+    def killed(sample, generator):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ChildProcessError, match=r"ended from outside, as systems do when memory runs out; .*--workers"):
+        Prepared([Data()] * 2, killed, workers=1)

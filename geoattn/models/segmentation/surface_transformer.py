@@ -44,9 +44,11 @@ class SurfaceConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str) or len(self.names) < 2 or len(set(self.names)) < len(self.names):
+            raise ValueError(f"names must be those of at least 2 different classes, got {self.names!r}")
         object.__setattr__(self, "names", tuple(self.names))  # JSON has lists
-        if len(self.names) < 2:
-            raise ValueError(f"names must be those of at least 2 classes, got {self.names}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         for name in ("in_channels", "channels", "heads", "blocks", "latents", "expansion"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
