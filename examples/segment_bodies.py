@@ -17,7 +17,7 @@ from geoattn.train import TrainConfig, evaluate, fit
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the checkpoint and a mesh to try")
 parser.add_argument("--bodies", type=int, default=300, help="how many bodies to train on")
-parser.add_argument("--epochs", type=int, default=8, help="how often to go through them")
+parser.add_argument("--epochs", type=int, default=6, help="how often to go through them")
 parser.add_argument("--seed", type=int, default=0, help="of the network and of the order of the bodies")
 arguments = parser.parse_args()
 
