@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 class ClassificationTask(LabelTask):
     """Classes of whole meshes: one label for each.
 
-    Attributes:
-        copies: Variants of each training sample, itself included: the others are slightly deformed.
-        class_weights: Weights of the classes in the loss: all equal, or "balanced" by how rare they are.
-        label_smoothing: Share of the target that goes to all classes alike (Szegedy et al. 2016).
-        weights: The weights that "balanced" gave on the training samples.
+    Its options are those of `LabelTask`.
     """
 
     name: ClassVar[str] = "classification"

@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 class SegmentationTask(LabelTask):
     """Parts of meshes: a label for each face, vertex or edge.
 
+    It also has the options of `LabelTask`.
+
     Attributes:
         labelled: What is labelled: "face", "vertex" or "edge"; "data": what the data set has labels for.
-        copies: Variants of each training sample, itself included: the others are slightly deformed.
-        class_weights: Weights of the classes in the loss: all equal, or "balanced" by how rare they are.
-        label_smoothing: Share of the target that goes to all classes alike (Szegedy et al. 2016).
-        weights: The weights that "balanced" gave on the training samples.
     """
 
     name: ClassVar[str] = "segmentation"
