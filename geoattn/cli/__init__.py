@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("geoattn: stopped", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\ngeoattn: stopped; {error}".rstrip("; "), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the output went to a program that wanted no more of it, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

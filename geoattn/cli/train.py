@@ -87,9 +87,7 @@ def _train(arguments: argparse.Namespace, task_class: type[Task], argv: Sequence
             fabric=fabric,
         )
     except KeyboardInterrupt:
-        if first:
-            print(f"\nstopped; go on with: {_again(arguments, argv)}", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"go on with: {_again(arguments, argv)}" if first else "") from None
     if first:
         early = ", stopped early," if result.epoch < config.epochs else ""
         print(f"{result.epoch} epochs{early} in {result.minutes:.1f} minutes; checkpoint: {result.checkpoint}")

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Sized
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,7 +132,7 @@ def _card(model: nn.Module, state: TrainResult, run: dict[str, Any]) -> str:
         "labels": ", ".join(config.get("names", ())),
         "trained on": f"{run['training samples']} samples, {state.epoch} epochs in {state.minutes:.1f} minutes",
         "validation": "" if value is None else f"{monitor.removeprefix('valid_').replace('_', ' ')} {value:.4g}",
-        "made with": f"geoattn {version('geoattn')}, torch {torch.__version__}",
+        "made with": f"geoattn {_version()}, torch {torch.__version__}",
     }
     rows = "".join(f"| {name} | {fact} |\n" for name, fact in facts.items() if fact)
     return (
@@ -141,6 +141,13 @@ def _card(model: nn.Module, state: TrainResult, run: dict[str, Any]) -> str:
         '```python\nfrom geoattn.models import load_model\n\nmodel = load_model("this folder")\n```\n\n'
         "```sh\ngeoattn evaluate THIS_FOLDER --data YOUR_DATA\n```\n"
     )
+
+
+def _version() -> str:
+    try:
+        return version("geoattn")
+    except PackageNotFoundError:  # found by its path alone, as in a clone on PYTHONPATH
+        return "not installed"
 
 
 def recover(folder: Path) -> None:

@@ -83,12 +83,6 @@ def fit(
     try:
         with own_random_state(fabric.device):
             _train(fabric, task.adapted(samples), model, samples, state, config, valid_samples, resume)
-    except KeyboardInterrupt:
-        if fabric.is_global_zero and (state.folder / "last").exists():
-            print(
-                f"\nstopped; {state.folder}/last has what was learned before this epoch, and resume goes on from there"
-            )
-        raise
     finally:
         model.train(was_training)
     if fabric.is_global_zero:

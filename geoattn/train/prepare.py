@@ -168,8 +168,10 @@ def _unpickled(recipe: bytes) -> _Pickled:
 def _in_processes(recipe: _Recipe, workers: int | None) -> Iterator[list[Data]]:
     """What the recipe makes of each sample, in order."""
     method = multiprocessing.get_start_method()
-    if torch.cuda.is_initialized() and len(recipe) and recipe.samples[0].is_cuda():
-        method = "spawn"  # a fork could not use them
+    if torch.cuda.is_initialized() and len(recipe):
+        sample = recipe.samples[0]
+        if isinstance(sample, Data) and sample.is_cuda():
+            method = "spawn"  # a fork could not use it
     done = 0
     if workers is None:
         workers = spare_cores() if method == "fork" else 0

@@ -46,11 +46,18 @@ def names(data):
     return [data[i].name for i in range(len(data))]
 
 
-@pytest.mark.parametrize("extension", ["ply", "npz", "vtk", "vtu", "glb"])
-@pytest.mark.parametrize(("shape", "label"), [(STRIP, ON_VERTICES), (STRIP, ON_FACES), (CLOUD, ON_VERTICES)])
+@pytest.mark.parametrize(
+    ("extension", "shape", "label"),
+    [
+        ("glb", STRIP, ON_VERTICES),  # which holds labels of a mesh's vertices only
+        *(
+            (extension, shape, label)
+            for extension in ("ply", "npz", "vtk", "vtu")
+            for shape, label in ((STRIP, ON_VERTICES), (STRIP, ON_FACES), (CLOUD, ON_VERTICES))
+        ),
+    ],
+)
 def test_what_save_writes_is_a_data_set(folder, extension, shape, label):
-    if extension == "glb" and (shape is CLOUD or label is ON_FACES):
-        pytest.skip("glb holds labels of a mesh's vertices only")
     (folder / "train").mkdir(parents=True)
     geoattn.save(folder / "train" / f"a.{extension}", shape, label=label)
     data = load_dataset(folder)
