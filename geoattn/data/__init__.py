@@ -3,11 +3,13 @@
 from geoattn.data.datasets import Bodies, LabelledFolder, MeshCNNDataset
 from geoattn.data.io import LoadError, load, save
 from geoattn.data.labelled import IGNORED, Labelled, LabelledSamples, check_labels, class_weights, hold_out
+from geoattn.data.point_transforms import FEATURES, PointInputs, check_points, crop_to_sphere
 from geoattn.data.registry import MissingSplitError, list_datasets, load_dataset
 from geoattn.data.transforms import MeshElements, RandomDeform, check_elements
 from geoattn.data.two_hop import HopFeatures, TwoHopLoader, TwoHopSampler
 
 __all__ = [
+    "FEATURES",
     "IGNORED",
     "Bodies",
     "HopFeatures",
@@ -18,12 +20,15 @@ __all__ = [
     "MeshCNNDataset",
     "MeshElements",
     "MissingSplitError",
+    "PointInputs",
     "RandomDeform",
     "TwoHopLoader",
     "TwoHopSampler",
     "check_elements",
     "check_labels",
+    "check_points",
     "class_weights",
+    "crop_to_sphere",
     "hold_out",
     "list_datasets",
     "load",

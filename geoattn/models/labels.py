@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from geoattn.data import IGNORED, LabelledSamples, RandomDeform, check_labels, class_weights
+from geoattn.data import (
+    FEATURES,
+    IGNORED,
+    LabelledSamples,
+    PointInputs,
+    RandomDeform,
+    check_labels,
+    class_weights,
+    crop_to_sphere,
+)
 from geoattn.models.network import Network
+from geoattn.models.points.inputs import PointConfig, PointNetwork
+from geoattn.models.registry import create_model, list_models, model_config
 from geoattn.train import Samples, Task, TrainConfig
 from geoattn.train.task import FROM_DATA, Prepare
 
@@ -26,7 +37,9 @@ class LabelTask(Task):
     """A task whose samples have labels.
 
     Attributes:
-        copies: Variants of each training sample, itself included: the others are slightly deformed.
+        copies: Variants of each training sample, itself included; the others are slightly deformed. None: 4 of a mesh,
+            and of a cloud another one in each epoch.
+        crop: Points of the random sphere that is cut out of larger training clouds.
         class_weights: Weights of the classes in the loss: all equal, or "balanced" by how rare they are.
         label_smoothing: Share of the target that goes to all classes alike (Szegedy et al. 2016).
         weights: The weights that "balanced" gave on the training samples.
@@ -34,14 +47,15 @@ class LabelTask(Task):
 
     training: ClassVar[TrainConfig] = TrainConfig(epochs=60, batch_size=4)
 
-    copies: int = 4
+    copies: int | None = None
+    crop: int = 50_000
     class_weights: Literal["equal", "balanced"] = "equal"
     label_smoothing: float = 0.1
     weights: tuple[float, ...] = field(default=(), metadata=FROM_DATA)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(self.weights))  # JSON has lists
-        if self.copies < 1:
+        if self.copies is not None and self.copies < 1:
             raise ValueError(f"copies is {self.copies}; it must be at least 1, the sample itself")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
@@ -61,15 +75,19 @@ class LabelTask(Task):
             raise ValueError(f"the data have labels for each {labelled}, but the network labels each {expected}")
 
     def adapted(self, samples: Samples) -> Self:
-        """With the weights of the classes, where they follow from the training samples."""
+        """With the weights of the classes and the number of variants that follow from the training samples."""
+        labelled, task = cast("LabelledSamples", samples), self
+        if self.copies is None and len(labelled) and labelled[0].face is not None:
+            task = replace(task, copies=4)
         if self.class_weights == "equal":
-            return self
-        labelled = cast("LabelledSamples", samples)
-        return replace(self, weights=tuple(class_weights(labelled, len(labelled.names)).tolist()))
+            return task
+        return replace(task, weights=tuple(class_weights(labelled, len(labelled.names)).tolist()))
 
     def prepare(self, model: nn.Module) -> Prepare:
-        """The network's own transform, after a slight deformation where a variant is asked for."""
+        """The network's own transform, after random changes where a variant is asked for."""
         network = cast("Network", model)
+        if isinstance(network, PointNetwork):
+            return PreparePoints(network.input_transform(), len(network.config.names), self.crop)
         return PrepareLabelled(network.input_transform(), len(network.config.names))
 
     def loss(self, model: nn.Module, batch: Data) -> Tensor:
@@ -82,9 +100,49 @@ class LabelTask(Task):
 
     def measure(self, metrics: Mapping[str, Metric], model: nn.Module, batch: Data) -> None:
         """Update metrics of labels with the most probable ones."""
-        prediction = model(batch).argmax(-1)
+        self.update(metrics, model(batch), batch)
+
+    def update(self, metrics: Mapping[str, Metric], logits: Tensor, batch: Data) -> None:
+        """Update metrics of labels with logits."""
+        prediction, label = logits.argmax(-1), batch.y
+        if "point_y" in batch:  # one point of each voxel was read, and all have labels
+            prediction, label = prediction[batch.voxel_index], batch.point_y
         for metric in metrics.values():
-            metric.update(prediction, batch.y)
+            metric.update(prediction, label)
+
+
+def new_network(samples: LabelledSamples, name: str, task: str, options: dict[str, Any]) -> Network:
+    """A new network for samples, with what follows from them in its config.
+
+    Args:
+        samples: The training samples.
+        name: The network's name.
+        task: Name of the task, for what to choose instead.
+        options: Fields of its config.
+
+    Raises:
+        ValueError: If it reads meshes and the samples are clouds, or it cannot label what they label.
+    """
+    some = [samples[i] for i in range(min(len(samples), 20))]
+    config = model_config(name)
+    clouds = [other for other in list_models(task) if issubclass(model_config(other), PointConfig)]
+    if any(sample.face is None for sample in some) and name not in clouds:
+        raise ValueError(
+            f"the samples are point clouds, and {name} reads meshes; choose a network of clouds: {', '.join(clouds)} "
+            "(on the command line --network)"
+        )
+    facts: dict[str, Any] = {"names": samples.names, "labelled": samples.labelled}
+    if name in clouds:
+        if samples.labelled not in ("vertex", "whole"):
+            raise ValueError(f"the samples have labels for each {samples.labelled}, and {name} labels points")
+        if options.get("features") is None:
+            there = [key for key in FEATURES if key == "pos" or all(key in sample for sample in some)]
+            options = {**options, "features": tuple(there)}
+        facts["categories"] = len(getattr(samples, "category_names", ()))
+    elif samples.labelled != "whole":
+        facts["faces"] = max(sample.face.size(1) for sample in some)
+    known = {field.name for field in fields(config)}
+    return create_model(name, **{key: fact for key, fact in facts.items() if key in known}, **options)
 
 
 @dataclass(frozen=True)
@@ -102,3 +160,20 @@ class PrepareLabelled:
         if "edge_soft" in sample:  # what MeshCNN's metric needs, which is defined on the mesh
             out.edge_soft, out.vertex, out.face = sample.edge_soft, sample.pos, sample.face
         return out
+
+
+@dataclass(frozen=True)
+class PreparePoints:
+    """Makes of a labelled cloud what a network of clouds reads."""
+
+    transform: PointInputs
+    num_classes: int
+    crop: int
+
+    def __call__(self, sample: Data, generator: torch.Generator | None, /) -> Data:
+        """The cloud, or with a generator a random variant of a part of it, with labels that were checked."""
+        cloud = sample.clone()
+        cloud.y = check_labels(sample.y, self.num_classes, name=sample.get("name") or "the sample")
+        if generator is None:
+            return self.transform(cloud)
+        return crop_to_sphere(replace(self.transform, generator=generator)(cloud), self.crop, generator)

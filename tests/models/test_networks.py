@@ -29,6 +29,12 @@ def mesh(seed):
     return RandomDeform(torch.Generator().manual_seed(seed))(data)
 
 
+def cloud(seed):
+    generator = torch.Generator().manual_seed(seed)
+    pos = torch.rand(300 + 50 * seed, 3, generator=generator) * torch.tensor([2.0, 1.5, 0.5])
+    return Data(pos=pos, color=torch.rand(pos.shape, generator=generator))
+
+
 # A small config of each network, samples for it, and how much of what a layer keeps for backward grows with the input:
 # bytes for each element, measured, and rounded up by a quarter.
 SURFACE = {"names": ("a", "b", "c"), "channels": 16, "heads": 2, "blocks": 2, "latents": 4}
@@ -36,6 +42,7 @@ NETWORKS = {
     "surface_classifier": (SURFACE, mesh),
     "surface_transformer": (SURFACE, mesh),
 }
+MESHES = [name for name in list_models() if NETWORKS[name][1] is mesh]
 every_network = pytest.mark.parametrize("name", list_models())
 
 
@@ -108,7 +115,7 @@ def test_bfloat16_is_close_to_float32(name):
     assert (found - expected).norm() < 0.1 * expected.norm()
 
 
-@every_network
+@pytest.mark.parametrize("name", MESHES)
 def test_what_is_kept_for_backward_grows_with_elements_not_with_edges(name):
     def kept(hops):
         model, total = build(name).train(), {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from torch import nn
@@ -12,9 +12,9 @@ from torch_geometric.data import Batch
 from geoattn.data import load_dataset
 from geoattn.data.labelled import Labelled, LabelledSamples
 from geoattn.metrics import SoftEdgeAccuracy, edge_labels, segmentation_metrics
-from geoattn.models.labels import LabelTask
+from geoattn.models.labels import LabelTask, new_network
 from geoattn.models.network import Network
-from geoattn.models.registry import create_model, model_config, register_task
+from geoattn.models.registry import register_task
 from geoattn.train import Samples
 from geoattn.train.task import Split
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @register_task
 @dataclass(frozen=True)
 class SegmentationTask(LabelTask):
-    """Parts of meshes: a label for each face, vertex or edge.
+    """Parts of meshes and clouds: a label for each face, vertex (or point) or edge.
 
     It also has the options of `LabelTask`.
 
@@ -39,7 +39,7 @@ class SegmentationTask(LabelTask):
     labelled: Literal["data", "face", "vertex", "edge"] = "data"
 
     def dataset(self, data: str, split: Split, samples: int | None = None) -> LabelledSamples:
-        """Meshes of which each face, vertex or edge has a label; see `geoattn.data.load_dataset`."""
+        """Meshes or clouds of which each face, vertex or edge has a label; see `geoattn.data.load_dataset`."""
         wanted = None if self.labelled == "data" else cast("Labelled", self.labelled)
         found = load_dataset(data, split, samples=samples, labelled=wanted)
         if found.labelled == "whole":
@@ -47,19 +47,10 @@ class SegmentationTask(LabelTask):
         return found
 
     def model(self, samples: Samples, network: str | None = None, **options: Any) -> Network:
-        """A new network for the classes of the samples and for what they label."""
-        meshes = cast("LabelledSamples", samples)
-        some = [meshes[i] for i in range(min(len(meshes), 20))]
-        if any(mesh.face is None for mesh in some):
-            raise ValueError("the samples are point clouds, and there is no network yet that segments those")
-        facts = {
-            "names": meshes.names,
-            "labelled": meshes.labelled,
-            "faces": max(mesh.face.size(1) for mesh in some),
-        }
-        name = network or self.network
-        known = {field.name for field in fields(model_config(name))}
-        return create_model(name, **{key: fact for key, fact in facts.items() if key in known}, **options)
+        """A new network for the classes of the samples and for what they label, by default one for meshes or clouds."""
+        labelled = cast("LabelledSamples", samples)
+        cloud = len(labelled) > 0 and labelled[0].face is None
+        return new_network(labelled, network or ("point_transformer_v3" if cloud else self.network), self.name, options)
 
     def metrics(self, model: nn.Module) -> dict[str, Metric]:
         """Accuracy, mean IoU, the confusion matrix and MeshCNN's soft edge accuracy, for samples with ``edge_soft``."""
@@ -68,10 +59,7 @@ class SegmentationTask(LabelTask):
     def measure(self, metrics: Mapping[str, Metric], model: nn.Module, batch: Batch) -> None:
         """Update the metrics."""
         logits = model(batch)
-        prediction = logits.argmax(-1)
-        of_labels = {name: metric for name, metric in metrics.items() if name != "soft_edge_accuracy"}
-        for metric in of_labels.values():
-            metric.update(prediction, batch.y)
+        self.update({name: m for name, m in metrics.items() if name != "soft_edge_accuracy"}, logits, batch)
         labelled = cast("Network", model).config.labelled
         if "edge_soft" not in batch or labelled == "vertex":
             return

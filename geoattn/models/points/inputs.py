@@ -1,0 +1,80 @@
+"""What the networks of point clouds share: what they read, and what they label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+from torch_geometric.data import Data
+
+from geoattn.data.point_transforms import FEATURES, Feature, PointInputs
+from geoattn.models.network import Network
+from geoattn.train.task import FROM_DATA
+
+
+@dataclass(frozen=True)
+class PointConfig:
+    """What a network of point clouds is made of, and what it reads.
+
+    Attributes:
+        names: Names of the classes.
+        labelled: What has a label: each point ("vertex"), or the cloud as a whole ("whole").
+        features: What it knows of each point, of pos, height, color, normal and intensity; what a cloud lacks is zeros.
+            None: pos, and what all training samples have of color, normal and intensity.
+        grid_size: Side of the voxels of which one point each is read, in the unit of the coordinates.
+        max_points: At most so many points of a cloud are read.
+        unit_sphere: Clouds are objects, which are moved to 0 and scaled to norm 1, rather than scenes. None: those that
+            are labelled as a whole are.
+    """
+
+    names: tuple[str, ...] = field(metadata=FROM_DATA)
+    labelled: Literal["vertex", "whole"] = field(default="vertex", metadata=FROM_DATA)
+    features: tuple[Feature, ...] | None = None
+    grid_size: float | None = None
+    max_points: int | None = None
+    unit_sphere: bool | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str) or len(self.names) < 2 or len(set(self.names)) < len(self.names):
+            raise ValueError(f"names must be those of at least 2 different classes, got {self.names!r}")
+        if self.labelled not in ("vertex", "whole"):
+            raise ValueError(f'labelled must be "vertex" (each point) or "whole" (the cloud), got {self.labelled!r}')
+        for name in ("names", "features"):  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name) or ("pos",)))
+        if self.unit_sphere is None:
+            object.__setattr__(self, "unit_sphere", self.labelled == "whole")
+        self.inputs()
+
+    def inputs(self) -> PointInputs:
+        """The transform that makes of a cloud what the network reads."""
+        assert self.features is not None
+        return PointInputs(self.features, self.grid_size, self.max_points, bool(self.unit_sphere))
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of a point's features."""
+        assert self.features is not None
+        return sum(FEATURES[name] for name in self.features)
+
+
+class PointNetwork(Network):
+    """A network of point clouds.
+
+    Shapes:
+        Input: a `Data` or `Batch` of ``B`` clouds with ``M`` points in all, made by `geoattn.data.PointInputs`. Output:
+        logits ``[M, K]``, or ``[B, K]`` where clouds are labelled as a whole.
+    """
+
+    config: PointConfig
+
+    def __init__(self, config: PointConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def input_transform(self) -> PointInputs:  # noqa: D102
+        return self.config.inputs()
+
+    def forward(self, data: Data) -> Tensor:
+        """Logits of the classes."""
+        raise NotImplementedError
