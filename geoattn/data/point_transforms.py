@@ -38,8 +38,8 @@ class PointInputs(BaseTransform):
     - ``y`` ``[M]`` and ``point_y`` ``[N]``: labels of the M and of all points; or ``y`` ``[1]``, of the whole cloud.
     - ``category`` ``[1]``: as given.
 
-    Of a mesh, points are drawn on its surface where it has one label or none; otherwise its vertices are the points. All
-    of it is made on the CPU.
+    Of a mesh, points are drawn on its surface where it has one label or none; otherwise its vertices are the points.
+    All of it is made on the CPU.
 
     Args:
         features: What ``x`` is made of.
