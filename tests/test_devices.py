@@ -13,7 +13,7 @@ from geoattn.data import Bodies, HopFeatures, MeshElements, RandomDeform, TwoHop
 from geoattn.models import create_model
 from geoattn.models.segmentation import SegmentationTask, segment
 from geoattn.nn import graph
-from geoattn.patterns import dilated, global_nodes, random_edges, union
+from geoattn.patterns import KernelMap, dilated, global_nodes, random_edges, union
 from geoattn.train import TrainConfig, TrainResult, checkpoint, evaluate
 from tests.ops.problems import SCORES, problem, random_pattern
 from tests.pretend import OnDevice, pretend_gpu
@@ -29,6 +29,8 @@ def tensors_in(value):
         return [x for x in (value.rowptr, value.col, value.edge_order) if x is not None]
     if isinstance(value, Windows):
         return [value.query_ptr, value.key_begin, value.key_end]
+    if isinstance(value, KernelMap):
+        return [value.voxel, value.neighbor]
     if isinstance(value, Data):
         value = value.to_dict()
     if isinstance(value, dict):
@@ -41,7 +43,7 @@ def moved(value, device):
         return copy.deepcopy(value).to(device)  # running statistics begin alike
     if isinstance(value, torch.Tensor):
         return value.detach().to(device).requires_grad_(value.requires_grad)
-    return value.to(device) if isinstance(value, Neighbors | Windows | Data) else value
+    return value.to(device) if isinstance(value, Neighbors | Windows | KernelMap | Data) else value
 
 
 def assert_same_on_both(function, *inputs, results_on_device=True):
@@ -76,6 +78,10 @@ def random(*shape, grad=True):
 
 def points():
     return torch.rand(NODES, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def voxels():
+    return torch.cartesian_prod(torch.arange(4), torch.arange(3), torch.arange(-1, 1))
 
 
 def edge_index():
@@ -188,6 +194,7 @@ PATTERNS = {
     "windows": lambda index, pos, mesh: Windows.from_batch(
         index.new_tensor([0, 0, 2]), index.new_tensor([0, 1, 1, 1]), 3
     ),
+    "kernel_map": lambda index, pos, mesh: KernelMap.from_grid(voxels().to(index), 5, index[0, :NODES] // 12),
 }
 
 
@@ -251,6 +258,7 @@ LAYERS = {
     "SurfaceAttention": lambda: (
         nn.SurfaceAttention(8, heads=2), random(NODES, 8), points(), random(NODES, 3), random(NODES, 4), PATTERN,
     ),
+    "SubMConv3d": lambda: (nn.SubMConv3d(8, 4, 3), random(NODES, 8), KernelMap.from_grid(voxels(), 3)),
     "AEROGNN": lambda: (graph.AEROGNN(8, 4, 3, num_hops=2, heads=2), random(NODES, 8), edge_index()),
     "CoulGATConv": lambda: (
         graph.CoulGATConv(8, 4, NODES), random(2, NODES, 8), torch.rand(2, NODES, NODES).double() + 0.1,

@@ -13,6 +13,7 @@ from geoattn.nn.graph import (
 )
 from geoattn.nn.latents import CrossAttention, LatentAttention
 from geoattn.nn.position_bias import DistanceBias, RelativePositionTable
+from geoattn.nn.sparse_conv import SubMConv3d
 from geoattn.nn.surface import SurfaceAttention
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LatentAttention",
     "PointTransformerConv",
     "RelativePositionTable",
+    "SubMConv3d",
     "SuperGATConv",
     "SurfaceAttention",
     "TransformerConv",

@@ -12,6 +12,7 @@ from geoattn.ops.segment import (
     segment_softmax,
     segment_sum,
 )
+from geoattn.ops.sparse_conv import submanifold_conv
 from geoattn.ops.vector import vector_attend
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "segment_min",
     "segment_softmax",
     "segment_sum",
+    "submanifold_conv",
     "vector_attend",
     "voxel_pool",
     "weighted_max",

@@ -2,12 +2,14 @@
 
 from geoattn.patterns.adjacency import Adjacency, as_neighbors
 from geoattn.patterns.augment import dilated, global_nodes, random_edges, union
+from geoattn.patterns.kernel_map import KernelMap
 from geoattn.patterns.neighbors import Neighbors
 from geoattn.patterns.visits import Visits
 from geoattn.patterns.windows import Windows
 
 __all__ = [
     "Adjacency",
+    "KernelMap",
     "Neighbors",
     "Visits",
     "Windows",
