@@ -51,6 +51,9 @@ class LabelledSubset(Dataset):
         self.chosen = chosen
         self.names = samples.names
         self.labelled = samples.labelled
+        for name in ("category_names", "parts_of_category"):  # of sets whose parts belong to categories of objects
+            if hasattr(samples, name):
+                setattr(self, name, getattr(samples, name))
 
     def len(self) -> int:
         """How many samples."""

@@ -4,4 +4,6 @@ from geoattn.data.datasets.bodies import Bodies
 from geoattn.data.datasets.folder import LabelledFolder
 from geoattn.data.datasets.meshcnn import MeshCNNDataset
 
-__all__ = ["Bodies", "LabelledFolder", "MeshCNNDataset"]
+from . import clouds
+
+__all__ = ["Bodies", "LabelledFolder", "MeshCNNDataset", "clouds"]
