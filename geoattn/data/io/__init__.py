@@ -15,15 +15,18 @@ from pathlib import Path
 
 from torch_geometric.data import Data
 
+from ._annotate import annotate
 from ._check import Arrays, LoadError, merge_vertices, to_data
-from ._cloud_readers import read_las, read_npz, read_pcd, read_xyz
+from ._cloud_readers import read_npz, read_xyz
+from ._las import read_las
 from ._mesh_readers import read_obj, read_off, read_ply, read_stl
 from ._meshio_readers import read_msh, read_vtk, read_vtu
 from ._output import check_path, write_whole
+from ._pcd import read_pcd
 from ._scene_readers import read_3mf, read_dae, read_glb, read_gltf
 from ._writers import check_output, save
 
-__all__ = ["READERS", "LoadError", "check_output", "check_path", "load", "save", "write_whole"]
+__all__ = ["READERS", "LoadError", "annotate", "check_output", "check_path", "load", "save", "write_whole"]
 
 READERS: dict[str, Callable[[Path], Arrays]] = {
     "3mf": read_3mf,
@@ -68,6 +71,8 @@ def load(path: str | PathLike[str], *, process: bool = False) -> Data:
           ``label_on`` and ``scalar_on`` ("vertex" or "face") for what they describe;
         - ``part`` [F], or [N] for a cloud: the geometry of the scene, and ``part_name``, a list of their
           names, if there are several;
+        - ``intensity`` and ``score`` [N] float32, of a cloud: what a scanner measured, in the unit of the file, and
+          how sure the labels are;
         - ``origin`` [3] float64, for coordinates so far from zero that float32 would blur the shape (by more
           than 1e-5 of its size): ``pos + origin`` is where the file has its vertices.
 

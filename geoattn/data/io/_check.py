@@ -19,6 +19,9 @@ Arrays: TypeAlias = dict[str, Any]
 WIDTHS = {"color": (3, 4), "face_color": (3, 4), "normal": (3,), "uv": (2,)}
 """Numbers in a row of each attribute of more than one."""
 
+OF_CLOUDS = ("intensity", "score")
+"""Numbers of the points of clouds: what a laser scanner measured of the echo; how sure a label is."""
+
 MAX_INSTANCES = 100_000
 MAX_SCENE_VERTICES = 2**24
 
@@ -210,6 +213,8 @@ def to_data(arrays: Arrays) -> Data:
 
     wanted = {"color": "vertex", "normal": "vertex", "uv": "vertex", "face_color": "face"}
     wanted["part"] = "face" if "face" in lengths else "vertex"
+    if "face" not in lengths:
+        wanted |= dict.fromkeys(OF_CLOUDS, "vertex")
     for key in ("label", "scalar"):
         wanted[key] = arrays.get(f"{key}_on", "vertex")
     for key, value in arrays.items():
@@ -221,7 +226,7 @@ def to_data(arrays: Arrays) -> Data:
             on = "face" if len(value) == lengths.get("face") != len(pos) else "vertex"
         if len(value) != lengths.get(on, 0):
             raise ValueError(f"{key} has {len(value)} rows for {lengths.get(on, 0)} {on} rows")
-        tensor = _attribute(key, value)
+        tensor = _attribute(key, value, of_cloud=key in OF_CLOUDS and "face" not in lengths)
         if tensor is None:
             allowed = f"integers in 0..{MAX_INSTANCES}" if key == "part" else "finite"
             warnings.warn(f"{key} is left out: it has values that are not {allowed}", stacklevel=4)
@@ -230,7 +235,7 @@ def to_data(arrays: Arrays) -> Data:
         if f"{key}_on" in arrays:
             data[f"{key}_on"] = on
     if "part" in data:
-        names = arrays.get("part_name") or [str(i) for i in range(int(np.max(arrays["part"], initial=-1)) + 1)]
+        names = arrays.get("part_name") or [str(i) for i in range(int(data.part.max()) + 1)]
         data.part_name = names
     return data
 
@@ -251,11 +256,11 @@ def to_float32(pos: Array, origin: Array | None) -> tuple[Array, Array | None]:
     return rounded, origin
 
 
-def _attribute(key: str, value: Array) -> torch.Tensor | None:
+def _attribute(key: str, value: Array, of_cloud: bool) -> torch.Tensor | None:
     """The attribute in its type, or None if it is not finite, or no numbers of parts."""
     if key in WIDTHS and (value.ndim != 2 or value.shape[1] not in WIDTHS[key]):
         raise ValueError(f"{key} has shape {list(value.shape)}")
-    if key in ("label", "scalar", "part") and value.ndim != 1:
+    if (key in ("label", "scalar", "part") or of_cloud) and value.ndim != 1:
         raise ValueError(f"{key} has shape {list(value.shape)}, expected one number per row")
     if value.dtype.kind not in "biuf":
         raise ValueError(f"{key} holds {value.dtype}, expected numbers")
@@ -269,7 +274,7 @@ def _attribute(key: str, value: Array) -> torch.Tensor | None:
         value = value.astype(np.int64)
     elif key == "label" and (value == np.trunc(value)).all() and np.abs(value).max(initial=0) < 2**63:
         value = value.astype(np.int64)
-    elif key in ("normal", "uv", "scalar", "label"):
+    elif key in ("normal", "uv", "scalar", "label") or of_cloud:
         with np.errstate(over="ignore"):
             value = value.astype(np.float32)
         if not np.isfinite(value).all():

@@ -28,23 +28,25 @@ MESH = {
 """Extensions, separated by blanks, by what they keep of a mesh."""
 
 CLOUD = {
-    "pos": "glb npz obj off ply vtk vtu xyz",
-    "color": "glb npz obj off ply vtk vtu xyz",
-    "alpha of color": "glb npz off ply vtk vtu xyz",
-    "normal": "npz obj ply vtk vtu xyz",
+    "pos": "glb las laz npz obj off pcd ply vtk vtu xyz",
+    "color": "glb las laz npz obj off pcd ply vtk vtu xyz",
+    "alpha of color": "glb npz off pcd ply vtk vtu xyz",
+    "normal": "las laz npz obj pcd ply vtk vtu xyz",
     "uv": "npz obj ply vtk vtu",
-    "label per vertex": "npz ply vtk vtu",
-    "scalar per vertex": "npz ply vtk vtu",
-    "part": "npz ply vtk vtu",
+    "label per vertex": "las laz npz pcd ply vtk vtu",
+    "scalar per vertex": "las laz npz pcd ply vtk vtu",
+    "intensity": "las laz npz pcd ply vtk vtu",
+    "score": "las laz npz pcd ply vtk vtu",
+    "part": "las laz npz pcd ply vtk vtu",
     "part_name": "npz ply",
-    "origin": "glb npz obj off ply vtk vtu xyz",
+    "origin": "glb las laz npz obj off pcd ply vtk vtu xyz",
     "origin beyond float64": "npz",
     "others per vertex or face": "npz",
     "others": "",
 }
 """The same of a point cloud."""
 
-LABEL_BITS = {"glb": 24, "ply": 31}
+LABEL_BITS = {"glb": 24, "las": 31, "laz": 31, "pcd": 31, "ply": 31}
 """Where labels are not integers of 64 bits."""
 
 

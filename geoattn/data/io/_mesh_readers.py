@@ -12,7 +12,7 @@ import numpy as np
 
 from geoattn._optional import require
 
-from ._check import Array, Arrays, fan, number_of, per_vertex, unit_color
+from ._check import OF_CLOUDS, Array, Arrays, fan, number_of, per_vertex, unit_color
 
 
 @dataclass
@@ -168,7 +168,7 @@ def _columns(rows: _Rows, columns: int, what: str) -> Array:
 
 # ----------------------------------------------------------------------------- ply
 
-_PLY_TYPES = {
+PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
     "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
     "int64": "i8", "uint64": "u8", "float16": "f2", "float32": "f4", "float64": "f8",
@@ -178,7 +178,7 @@ _PLY_TYPES = {
 def read_ply(path: Path) -> Arrays:
     """PLY, ASCII and binary of either byte order, through trimesh (meshio for mixed polygons in binary)."""
     raw = path.read_bytes()
-    elements, lines = _check_ply(raw)
+    elements, lines = check_ply(raw)
     if "tristrips" in elements:
         raise ValueError("triangle strips are not supported; save it with faces")
     load_ply = require("trimesh.exchange.ply").load_ply
@@ -211,7 +211,7 @@ class _MixedPolygonsError(ValueError):
     pass
 
 
-def _check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], dict[str, int]]:
+def check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], dict[str, int]]:
     """Parse the header, and refuse a file that is too short for it, or has rows that do not fit it.
 
     Returns:
@@ -233,13 +233,13 @@ def _check_ply(raw: bytes) -> tuple[dict[str, tuple[int, list[list[str]]]], dict
             elements[line[1]] = (int(line[2]), [])
         elif line[:1] == ["property"]:
             types = line[2:-1] if line[1:2] == ["list"] else line[1:-1]
-            if not elements or len(types) != (2 if line[1] == "list" else 1) or set(types) - set(_PLY_TYPES):
+            if not elements or len(types) != (2 if line[1] == "list" else 1) or set(types) - set(PLY_TYPES):
                 raise ValueError(f"bad header line {' '.join(line)!r}")
             list(elements.values())[-1][1].append([line[-1], *types])
 
     body = raw[end.end() :]
     if encoding != "ascii":
-        sizes = (n * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in props) for n, props in elements.values())
+        sizes = (n * sum(np.dtype(PLY_TYPES[p[1]]).itemsize for p in props) for n, props in elements.values())
         if sum(sizes) > len(body):
             raise ValueError(f"the header announces more than the {len(body)} bytes that follow it")
         return elements, {}
@@ -310,8 +310,8 @@ def _read_mixed_ply(raw: bytes, elements: dict[str, tuple[int, list[list[str]]]]
         raise ValueError(f"{sum(len(block) for block in blocks)} of {count} faces were read")
     index = [row for block in blocks for row in block]
     vertex = {"x": read.points[:, 0], "y": read.points[:, 1], "z": read.points[:, 2], **read.point_data}
-    used = sum(np.dtype(_PLY_TYPES[properties[0][1]]).itemsize + row.nbytes for row in index)
-    used += elements["vertex"][0] * sum(np.dtype(_PLY_TYPES[p[1]]).itemsize for p in elements["vertex"][1])
+    used = sum(np.dtype(PLY_TYPES[properties[0][1]]).itemsize + row.nbytes for row in index)
+    used += elements["vertex"][0] * sum(np.dtype(PLY_TYPES[p[1]]).itemsize for p in elements["vertex"][1])
     if used != len(body.partition(b"\n")[2]):
         raise ValueError("the file is not as long as its header says")
     return _ply_arrays(vertex, {"vertex_indices": index}, {})
@@ -337,6 +337,7 @@ def _ply_arrays(vertex: dict[str, Any], face: dict[str, Any], lines: dict[str, i
         if key in vertex:
             arrays[key], arrays[f"{key}_on"] = vertex[key], "vertex"
     if not face:
+        arrays |= {key: vertex[key] for key in OF_CLOUDS if key in vertex}
         if "part" in vertex:
             arrays["part"] = vertex["part"]
         return arrays

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from geoattn._optional import require
 
-from ._check import Array, Arrays, check_xml, fan, unit_color, unpacked_limit
+from ._check import OF_CLOUDS, Array, Arrays, check_xml, fan, unit_color, unpacked_limit
 
 _POLYGONS = {"triangle": 3, "triangle6": 3, "triangle7": 3, "quad": 4, "quad8": 4, "quad9": 4}
 """Surface cells by their number of corners; the nodes after the corners lie on edges and inside."""
@@ -204,4 +204,6 @@ def _from_meshio(mesh: Any) -> Arrays:
             arrays[key], arrays[f"{key}_on"] = point_data[key], "vertex"
         elif key in cell_data:
             arrays[key], arrays[f"{key}_on"] = cell_data[key], "face"
+    if not surface:
+        arrays |= {key: point_data[key] for key in OF_CLOUDS if key in point_data}
     return arrays

@@ -10,7 +10,7 @@ from torch_geometric.data import Data
 from geoattn._arguments import check_data
 
 from ..palette import label_colors, scalar_colors
-from ._check import MAX_INSTANCES, WIDTHS, Array, check_face, to_float32
+from ._check import MAX_INSTANCES, OF_CLOUDS, WIDTHS, Array, check_face, to_float32
 
 On: TypeAlias = Literal["vertex", "face"]
 
@@ -28,7 +28,7 @@ class Mesh:
     face: Array | None
     """[F, 3] integers."""
     vertex: dict[str, Array] = field(default_factory=dict)
-    """Any of ``color`` (float32 in 0..1), ``normal``, ``uv``, ``label``, ``scalar``, and ``part`` of a cloud."""
+    """Any of ``color`` (float32 in 0..1), ``normal``, ``uv``, ``label``, ``scalar``; ``part``, `OF_CLOUDS`."""
     faces: dict[str, Array] = field(default_factory=dict)
     """Any of ``color``, ``label``, ``scalar`` and ``part``."""
     part_name: list[str] = field(default_factory=list)
@@ -95,9 +95,14 @@ def checked(data: Data, given: dict[str, Any], given_on: dict[str, On | None]) -
         mesh.of(on)["part"] = part.astype(np.int64)
         mesh.part_name = [str(name) for name in data.get("part_name") or ()]
 
+    for key in OF_CLOUDS:
+        if face is None and data.get(key) is not None:
+            mesh.vertex[key] = _number_per_row(key, _numpy(data[key]), "vertex", mesh)[1]
+
     _forget_painted(mesh, data)
     known = {"pos", "face", "origin", "label", "scalar", "label_on", "scalar_on", "num_nodes", *WIDTHS}
     known |= {"part", "part_name"} if data.get("part") is not None else set()
+    known |= set(OF_CLOUDS) if face is None else set()
     for key, value in data.items():
         if key in known or value is None:
             continue
@@ -138,7 +143,7 @@ def _unit(name: str, color: Array) -> Array:
 
 
 def _number_per_row(key: str, values: Array, on: On | None, mesh: Mesh) -> tuple[On, Array]:
-    """Labels or scalars, checked, and what they describe."""
+    """Labels or other numbers, checked, and what they describe."""
     vertices, faces = mesh.count("vertex"), mesh.count("face")
     if on not in ("vertex", "face", None):
         raise ValueError(f"{key}_on is {on!r}, expected 'vertex' or 'face'")
@@ -153,8 +158,8 @@ def _number_per_row(key: str, values: Array, on: On | None, mesh: Mesh) -> tuple
             f"{key} has shape {list(values.shape)}, expected one number per {on}; the mesh has {vertices} vertices "
             f"and {faces} faces"
         )
-    if key == "scalar":
-        return on, _float32("scalar", values)
+    if key != "label":
+        return on, _float32(key, values)
     if values.dtype.kind not in "iu":
         raise ValueError(f"label holds {values.dtype}, expected integers")
     if values.size and int(values.max()) >= 2**63:

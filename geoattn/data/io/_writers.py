@@ -17,7 +17,9 @@ from geoattn._optional import require
 
 from ._check import Array
 from ._kept import check_bits, check_holds, fit
+from ._las import write_las
 from ._output import check_path, write_whole
+from ._pcd import write_pcd
 from ._sample import ON, Mesh, On, checked, to_bytes
 
 
@@ -260,9 +262,12 @@ def _write_npz(path: Path, mesh: Mesh) -> None:
 
 _WRITERS: dict[str, Callable[[Path, Mesh], None]] = {
     "glb": _write_glb,
+    "las": write_las,
+    "laz": write_las,
     "npz": _write_npz,
     "obj": _write_obj,
     "off": _write_off,
+    "pcd": write_pcd,
     "ply": _write_ply,
     "stl": _write_stl,
     "vtk": _write_meshio,
@@ -270,5 +275,5 @@ _WRITERS: dict[str, Callable[[Path, Mesh], None]] = {
     "xyz": _write_xyz,
 }
 
-_PACKAGES = {"glb": "trimesh", "stl": "trimesh", "vtk": "meshio", "vtu": "meshio"}
+_PACKAGES = {"glb": "trimesh", "las": "laspy", "laz": "lazrs", "stl": "trimesh", "vtk": "meshio", "vtu": "meshio"}
 _FORMATS = {extension: (_PACKAGES[extension], None) if extension in _PACKAGES else None for extension in _WRITERS}
