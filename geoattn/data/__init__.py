@@ -1,6 +1,6 @@
 """Loading, saving, data sets and transforms."""
 
-from geoattn.data.datasets import Bodies, LabelledFolder, MeshCNNDataset
+from geoattn.data.datasets import Bodies, LabelledFolder, MeshCNNDataset, Rooms
 from geoattn.data.io import LoadError, load, save
 from geoattn.data.labelled import IGNORED, Labelled, LabelledSamples, check_labels, class_weights, hold_out
 from geoattn.data.point_transforms import FEATURES, PointInputs, check_points, crop_to_sphere
@@ -22,6 +22,7 @@ __all__ = [
     "MissingSplitError",
     "PointInputs",
     "RandomDeform",
+    "Rooms",
     "TwoHopLoader",
     "TwoHopSampler",
     "check_elements",
