@@ -255,6 +255,13 @@ LAYERS = {
         nn.LatentAttention(8, heads=2), random(NODES, 8), random(4, 8), points()[:, 0],
         Windows(torch.tensor([0, 2, 4]), torch.tensor([0, 9, NODES])),
     ),
+    "NeighborhoodAttention": lambda: (
+        nn.NeighborhoodAttention(12, 2, k=4, position_bias=nn.OffsetMLP(2), rotary=nn.RotaryPositions(6)),
+        random(NODES, 12), points(), None, torch.arange(NODES) // 12,
+    ),
+    "NeighborhoodAttention2d": lambda: (
+        nn.NeighborhoodAttention2d(8, 2, 3, stride=2, rel_pos_bias=True), random(2, 5, 4, 8),
+    ),
     "SurfaceAttention": lambda: (
         nn.SurfaceAttention(8, heads=2), random(NODES, 8), points(), random(NODES, 3), random(NODES, 4), PATTERN,
     ),

@@ -12,7 +12,14 @@ from geoattn.nn.graph import (
     TransformerConv,
 )
 from geoattn.nn.latents import CrossAttention, LatentAttention
-from geoattn.nn.position_bias import DistanceBias, RelativePositionTable
+from geoattn.nn.neighborhood import (
+    NeighborhoodAttention,
+    NeighborhoodAttention1d,
+    NeighborhoodAttention2d,
+    NeighborhoodAttention3d,
+)
+from geoattn.nn.position_bias import DistanceBias, OffsetMLP, OffsetTable, RelativePositionTable
+from geoattn.nn.rotary import RotaryPositions
 from geoattn.nn.sparse_conv import SubMConv3d
 from geoattn.nn.surface import SurfaceAttention
 
@@ -23,8 +30,15 @@ __all__ = [
     "GATv2Conv",
     "GravNetConv",
     "LatentAttention",
+    "NeighborhoodAttention",
+    "NeighborhoodAttention1d",
+    "NeighborhoodAttention2d",
+    "NeighborhoodAttention3d",
+    "OffsetMLP",
+    "OffsetTable",
     "PointTransformerConv",
     "RelativePositionTable",
+    "RotaryPositions",
     "SubMConv3d",
     "SuperGATConv",
     "SurfaceAttention",

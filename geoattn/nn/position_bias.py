@@ -1,4 +1,4 @@
-"""Biases of attention scores made from positions, for `geoattn.attend` over `Windows`."""
+"""Biases of attention scores made from positions: for `geoattn.attend` over `Windows`, and `NeighborhoodAttention`."""
 
 from __future__ import annotations
 
@@ -45,15 +45,71 @@ class RelativePositionTable(nn.Module):
                 f"{tuple(query_position.shape)}"
             )
         offset = query_position.unsqueeze(-2) - key_position.unsqueeze(-3)
-        place = offset.clamp(-self.bound, self.bound) + self.bound
-        found = [self._rows(place[..., axis] + axis * (2 * self.bound + 1)) for axis in range(self.axes)]
-        return torch.stack(found).sum(0).movedim(-1, -3)
+        return sum_over_axes(self.rpe_table, offset, self.bound)
 
-    def _rows(self, place: Tensor) -> Tensor:
-        """Rows of the table, whose gradients are summed in the same order run after run."""
-        if place.device.type == "cpu":
-            return self.rpe_table.index_select(0, place.flatten()).unflatten(0, place.shape)
-        return F.embedding(place, self.rpe_table)
+
+class OffsetTable(nn.Module):
+    r"""Learned numbers for the offset of two points in cells of a given size, one table for each axis.
+
+    .. math::
+        b_{hij} = \sum_a T^a_h\Bigl[\operatorname{clamp}\Bigl(\Bigl\lfloor \frac{p_{ja} - p_{ia}}{\text{cell}} +
+        \frac12 \Bigr\rfloor, -B, B\Bigr)\Bigr]
+
+    Offsets are quantized as in Stratified Transformer (Lai et al. 2022, section 3.3); the numbers do not depend on
+    features here. Positions have no gradient through it.
+
+    Args:
+        heads: Number of heads ``H``.
+        cell: Side of a cell, in the unit of positions.
+        bound: Number of cells ``B`` on either side that have a number of their own.
+        axes: Number of coordinates ``P``.
+
+    Shapes:
+        Positions of queries ``[..., q, P]`` and of keys ``[..., k, P]``; output ``[..., H, q, k]``.
+    """
+
+    def __init__(self, heads: int, cell: float, bound: int = 8, axes: int = 3) -> None:
+        super().__init__()
+        if not cell > 0:
+            raise ValueError(f"cell must be positive, got {cell}")
+        self.cell, self.bound = cell, bound
+        self.table = nn.Parameter(torch.empty(axes * (2 * bound + 1), heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, query_position: Tensor, key_position: Tensor) -> Tensor:
+        """The bias of every pair."""
+        offset = key_position.unsqueeze(-3) - query_position.unsqueeze(-2)
+        return sum_over_axes(self.table, (offset / self.cell + 0.5).floor().long(), self.bound)
+
+
+class OffsetMLP(nn.Module):
+    r"""A small network of the offset of two points: :math:`b_{hij} = \operatorname{MLP}_h((p_j - p_i) / \text{unit})`.
+
+    The continuous relative position bias of Swin Transformer V2 (Liu et al. 2022, eq. 3), on offsets as they are. It
+    keeps ``hidden`` numbers of every pair for the backward pass.
+
+    Args:
+        heads: Number of heads ``H``.
+        hidden: Width of the hidden layer.
+        unit: What offsets are divided by, such as a typical distance of neighbors, in the unit of positions.
+        axes: Number of coordinates ``P``.
+
+    Shapes:
+        Positions of queries ``[..., q, P]`` and of keys ``[..., k, P]``; output ``[..., H, q, k]``.
+    """
+
+    def __init__(self, heads: int, hidden: int = 16, unit: float = 1.0, axes: int = 3) -> None:
+        super().__init__()
+        if not unit > 0:
+            raise ValueError(f"unit must be positive, got {unit}")
+        self.unit = unit
+        self.mlp = nn.Sequential(nn.Linear(axes, hidden), nn.ReLU(), nn.Linear(hidden, heads, bias=False))
+
+    def forward(self, query_position: Tensor, key_position: Tensor) -> Tensor:
+        """The bias of every pair."""
+        offset = key_position.unsqueeze(-3) - query_position.unsqueeze(-2)
+        found: Tensor = self.mlp(offset / self.unit)
+        return found.movedim(-1, -3)
 
 
 class DistanceBias(nn.Module):
@@ -82,3 +138,18 @@ class DistanceBias(nn.Module):
         apart = square > 0
         distance = square.where(apart, 1).sqrt().where(apart, 0)  # the root has no derivative at 0
         return self.sigma_att.squeeze(0) * distance.unsqueeze(-3)
+
+
+def sum_over_axes(table: Tensor, offset: Tensor, bound: int) -> Tensor:
+    """Of tables ``[P * (2 * bound + 1), H]``, the sums for integer offsets ``[..., q, k, P]``: ``[..., H, q, k]``."""
+    size = 2 * bound + 1
+    place = offset.clamp(-bound, bound) + bound
+    found = [rows_of_table(table, place[..., axis] + axis * size) for axis in range(offset.size(-1))]
+    return torch.stack(found).sum(0).movedim(-1, -3)
+
+
+def rows_of_table(table: Tensor, place: Tensor) -> Tensor:
+    """Rows of a table, whose gradients are summed in the same order run after run."""
+    if place.device.type == "cpu":
+        return table.index_select(0, place.flatten()).unflatten(0, place.shape)
+    return F.embedding(place, table)

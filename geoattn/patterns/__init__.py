@@ -2,6 +2,7 @@
 
 from geoattn.patterns.adjacency import Adjacency, as_neighbors
 from geoattn.patterns.augment import dilated, global_nodes, random_edges, union
+from geoattn.patterns.grid import grid_neighbors, grid_offsets
 from geoattn.patterns.kernel_map import KernelMap
 from geoattn.patterns.neighbors import Neighbors
 from geoattn.patterns.visits import Visits
@@ -16,6 +17,8 @@ __all__ = [
     "as_neighbors",
     "dilated",
     "global_nodes",
+    "grid_neighbors",
+    "grid_offsets",
     "random_edges",
     "union",
 ]

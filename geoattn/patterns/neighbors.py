@@ -565,13 +565,28 @@ class Neighbors:
         batch: Tensor | None = None,
         query_pos: Tensor | None = None,
         query_batch: Tensor | None = None,
+        dilation: int = 1,
     ) -> Neighbors:
         """Every query attends to its ``k`` nearest keys, nearest first; see `geoattn.ops.knn`.
 
-        Without ``query_pos`` the queries are the keys, and each is its own first neighbor.
+        Without ``query_pos`` the queries are the keys, and each is its own first neighbor. With a ``dilation`` ``d``,
+        keys are the nearest, the ``d``-th after it, the ``2d``-th, ...: ``k`` keys from a region ``d`` times as large,
+        as in the dilated neighborhoods of PointCNN (Li et al. 2018) and DeepGCNs (Li et al. 2019). Of a sample with too
+        few keys, a query gets those that there are.
+
+        Raises:
+            TypeError: If points are no tensors, or a number no integer.
+            ValueError: On bad shapes, non-finite coordinates, ``k < 1`` or ``dilation < 1``.
         """
-        rowptr, col = search.knn(pos, k, batch, query_pos, query_batch)
-        return cls(rowptr, col, pos.size(0))
+        k, dilation = checked_integer("k", k, least=1), checked_integer("dilation", dilation, least=1)
+        rowptr, col = search.knn(pos, (k - 1) * dilation + 1, batch, query_pos, query_batch)
+        found = cls(rowptr, col, pos.size(0))
+        if dilation == 1:
+            return found
+        rank = torch.arange(found.num_edges, device=col.device) - rowptr[found.row]
+        degree = (found.degree + dilation - 1) // dilation
+        rowptr = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
+        return cls(rowptr, col[rank % dilation == 0], pos.size(0))
 
     @classmethod
     def radius(
