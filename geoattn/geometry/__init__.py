@@ -1,6 +1,7 @@
 """Meshes, spheres, bodies: mathematics without learning."""
 
 from geoattn.geometry.cache import cache_dir, clear_cache
+from geoattn.geometry.cloud import point_normals, upright
 from geoattn.geometry.descriptors import heat_descriptors, moment_descriptors
 from geoattn.geometry.geodesic import geodesic_distance
 from geoattn.geometry.mesh import (
@@ -65,8 +66,10 @@ __all__ = [
     "moment_descriptors",
     "nonmanifold_edges",
     "normalize",
+    "point_normals",
     "sample_surface",
     "simplify",
+    "upright",
     "vertex_adjacency",
     "vertex_areas",
     "vertex_normals",

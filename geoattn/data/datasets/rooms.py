@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch_geometric.data import Data, Dataset
 
 from geoattn._arguments import checked_integer
@@ -31,11 +30,10 @@ from geoattn.data.datasets.room_sensors import (
 )
 from geoattn.data.labelled import Labelled
 from geoattn.data.registry import register_dataset
+from geoattn.geometry import point_normals
 from geoattn.geometry.threads import one_thread
 
 Array = NDArray[Any]
-
-_NEIGHBORS = 16  # of which normals are estimated
 
 
 class Scan(NamedTuple):
@@ -229,7 +227,7 @@ def _points(scan: Scan, count: int, rng: np.random.Generator) -> tuple[Array, Ar
     if len(pos) > count:
         chosen = np.sort(rng.choice(len(pos), count, replace=False))
         pos, color, origin, label = pos[chosen], color[chosen], origin[chosen], label[chosen]
-    return pos, color, _estimated_normals(pos, origin), label
+    return pos, color, point_normals(torch.from_numpy(pos), viewpoint=torch.from_numpy(origin)).numpy(), label
 
 
 def _color(solids: list[Solid], index: Array, place: Array, rng: np.random.Generator) -> Array:
@@ -254,14 +252,3 @@ def _lit(pos: Array, normal: Array, lamp: Array) -> Array:
     cosine = np.einsum("ni,ni->n", way, normal) / np.linalg.norm(way, axis=1)
     lit: Array = np.clip(cosine, 0, 1)
     return lit
-
-
-def _estimated_normals(pos: Array, origin: Array) -> Array:
-    """The direction in which the nearest points vary least, towards where each point was seen from, [N, 3]."""
-    _, near = cKDTree(pos).query(pos, k=min(_NEIGHBORS, len(pos)))
-    around = pos[near] - pos[near].mean(1, keepdims=True)
-    _, vectors = np.linalg.eigh(np.einsum("nki,nkj->nij", around, around))
-    normal: Array = vectors[:, :, 0]
-    away = np.einsum("ni,ni->n", normal, origin - pos) < 0
-    normal[away] *= -1
-    return normal
