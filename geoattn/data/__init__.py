@@ -3,6 +3,22 @@
 from geoattn.data.datasets import Bodies, LabelledFolder, MeshCNNDataset, Rooms
 from geoattn.data.io import LoadError, load, save
 from geoattn.data.labelled import IGNORED, Labelled, LabelledSamples, check_labels, class_weights, hold_out
+from geoattn.data.point_augment import (
+    CenterShift,
+    ChromaticAutoContrast,
+    ChromaticJitter,
+    ChromaticTranslation,
+    ElasticDistortion,
+    Mix3D,
+    ObjectAugment,
+    RandomAttributeDropout,
+    RandomMirror,
+    RandomPointDropout,
+    RandomPointJitter,
+    RandomRotation,
+    RandomScaling,
+    SceneAugment,
+)
 from geoattn.data.point_transforms import FEATURES, PointInputs, check_points, crop_to_sphere
 from geoattn.data.registry import MissingSplitError, list_datasets, load_dataset
 from geoattn.data.transforms import MeshElements, RandomDeform, check_elements
@@ -12,6 +28,11 @@ __all__ = [
     "FEATURES",
     "IGNORED",
     "Bodies",
+    "CenterShift",
+    "ChromaticAutoContrast",
+    "ChromaticJitter",
+    "ChromaticTranslation",
+    "ElasticDistortion",
     "HopFeatures",
     "Labelled",
     "LabelledFolder",
@@ -20,9 +41,18 @@ __all__ = [
     "MeshCNNDataset",
     "MeshElements",
     "MissingSplitError",
+    "Mix3D",
+    "ObjectAugment",
     "PointInputs",
+    "RandomAttributeDropout",
     "RandomDeform",
+    "RandomMirror",
+    "RandomPointDropout",
+    "RandomPointJitter",
+    "RandomRotation",
+    "RandomScaling",
     "Rooms",
+    "SceneAugment",
     "TwoHopLoader",
     "TwoHopSampler",
     "check_elements",
