@@ -233,6 +233,7 @@ GEOMETRY = {
     ],
     "wigner_d": lambda pos, face: geometry.wigner_d(torch.linalg.qr(pos[:3])[0].unsqueeze(0), 2),
     "curves": lambda pos, face: [curve(pos) for curve in (geometry.curves.z_order, geometry.curves.hilbert)],
+    "serialize": lambda pos, face: geometry.serialize(((pos - pos.min(0).values) * 50).long())[:3],
 }  # fmt: skip
 
 

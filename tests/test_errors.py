@@ -83,6 +83,8 @@ ERRORS = {
     "ops.segment_sum(X.numpy(), BATCH)": (TypeError, "pass torch.from_numpy(src)"),
     "ops.segment_softmax(X, BATCH.tolist())": (TypeError, "pass torch.tensor(index)"),
     "z_order(POS.numpy())": (TypeError, "pass torch.from_numpy(pos)"),
+    "geometry.serialize(POS.numpy())": (TypeError, "pass torch.from_numpy(grid)"),
+    "geometry.serialize(POS)": (ValueError, "expected grid [N, 3] of int64, got torch.float32 [20, 3]"),
     "PATTERN.reorder(POS.numpy())": (TypeError, "pass torch.from_numpy(pos)"),
     "PATTERN.permute([1, 0])": (TypeError, "pass torch.tensor(order)"),
     "PATTERN.reorder_edges(EDGE_ATTR.numpy())": (TypeError, "pass torch.from_numpy(edge_value)"),

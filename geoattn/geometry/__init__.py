@@ -2,6 +2,7 @@
 
 from geoattn.geometry.cache import cache_dir, clear_cache
 from geoattn.geometry.cloud import point_normals, upright
+from geoattn.geometry.curves import Serialization, grid_depth, serialize
 from geoattn.geometry.descriptors import heat_descriptors, moment_descriptors
 from geoattn.geometry.geodesic import geodesic_distance
 from geoattn.geometry.mesh import (
@@ -41,6 +42,7 @@ __all__ = [
     "EdgeFeatures",
     "EdgeTopology",
     "MeshReport",
+    "Serialization",
     "biharmonic_embedding",
     "boundary_edges",
     "cache_dir",
@@ -60,6 +62,7 @@ __all__ = [
     "face_normals",
     "face_vertex_adjacency",
     "geodesic_distance",
+    "grid_depth",
     "heat_descriptors",
     "heat_kernel_signature",
     "laplacian",
@@ -68,6 +71,7 @@ __all__ = [
     "normalize",
     "point_normals",
     "sample_surface",
+    "serialize",
     "simplify",
     "upright",
     "vertex_adjacency",
