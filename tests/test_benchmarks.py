@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, device, graph_layers, graphs, harness, peers
+from benchmarks import attention, device, graph_layers, graphs, harness, peers, serialization
 from benchmarks.harness import BOTH, FORWARD
 from geoattn import Neighbors, attend
 from tests.pretend import pretend_gpu
@@ -267,6 +267,11 @@ def test_a_process_that_dies_on_a_device_is_followed_by_another(tmp_path, monkey
     session.together(["Parity: one"], float("inf"))
     assert starts == [0, 1, 2]
     assert len(session.wrong()) == 3
+
+
+def test_a_loop_over_bits_gives_the_same_serialization():
+    for case in serialization.CASES:
+        assert not harness.measure(harness.Job(case, 200, seconds=0.0), serialization.CASES)["failed"]
 
 
 def test_torch_scatter_computes_the_same():
