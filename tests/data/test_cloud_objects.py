@@ -10,7 +10,14 @@ import torch
 
 from geoattn import LoadError
 from geoattn.data import MissingSplitError, hold_out, load_dataset
-from geoattn.data.datasets.clouds import BIMNet10, DALESObjects, ShapeNetPart, ShapeNetPartCap
+from geoattn.data.datasets.clouds import (
+    BIMNet10,
+    DALESObjects,
+    ModelNet40,
+    ScanObjectNN,
+    ShapeNetPart,
+    ShapeNetPartCap,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -159,7 +166,7 @@ def test_shapenet_part(shapenet_part):
         (SKATEBOARD.replace("0.5", "O.5"), r"test1.txt:2: 'O.5' is no number"),
         (SKATEBOARD + "1 2 3\n", r"test1.txt:3: 3 columns, expected 7"),
         ("1 2 3\n", r"test1.txt:1: 3 columns, expected 7"),
-        ("", "test1.txt: it is empty"),
+        ("", "test1.txt: no points"),
     ],
 )
 def test_damaged_shapes_are_named(shapenet_part, text, message):
@@ -223,3 +230,104 @@ def test_the_real_shapes_of_shapenet_part(shared_data, tmp_path):
     assert [item.y.unique().tolist() for item in data] == [[45], [45], [47, 48], [47, 48, 49]]
     assert [int(item.category) for item in data] == [14, 14, 15, 15]
     assert (data[2].normal.norm(dim=1) - 1).abs().max() < 1e-3
+
+
+def test_modelnet40_as_text(tmp_path):
+    for name, split in (("chair_0001", "train"), ("tv_stand_0300", "test")):
+        kind = name.rpartition("_")[0]
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"{name}.txt").write_text("0.1,0.2,0.3,0,0,1\n0.4,0.5,0.6,0,-1,0\n")
+        (tmp_path / f"modelnet40_{split}.txt").write_text(f"{name}\n")
+    (tmp_path / "modelnet40_shape_names.txt").write_text("\n".join(ModelNet40.names))
+    train, test = (load_dataset(tmp_path, split) for split in ("train", "test"))
+    assert isinstance(train, ModelNet40)
+    assert (train.labelled, len(train.names), len(set(train.names))) == ("whole", 40, 40)
+    assert [train.names[train[0].y], test.names[test[0].y]] == ["chair", "tv_stand"]
+    assert train[0].name == "chair_0001"
+    assert train[0].normal.tolist() == [[0, 0, 1], [0, -1, 0]]
+    with pytest.raises(MissingSplitError):
+        load_dataset(tmp_path, "valid")
+    (tmp_path / "chair" / "chair_0001.txt").write_text("0.1,0.2,0.3,0,0\n")
+    with pytest.raises(LoadError, match=r"chair_0001.txt:1: 5 columns, expected 6"):
+        train[0]
+    (tmp_path / "modelnet40_train.txt").write_text("chair_0001\nstuhl_1\n")
+    with pytest.raises(LoadError, match=r"modelnet40_train.txt: shape 2 is 'stuhl_1'; expected a class and a number"):
+        load_dataset(tmp_path)
+
+
+def test_modelnet40_as_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "shape_names.txt").write_text("\n".join(ModelNet40.names) + "\n")
+    pos, normal = RANDOM.random((2, 3, 8, 3)).astype(np.float32)
+    for split, parts in (("train", 2), ("test", 1)):
+        files = [f"data/modelnet40_ply_hdf5_2048/ply_data_{split}{i}.h5" for i in range(parts)]
+        (tmp_path / f"{split}_files.txt").write_text("\n".join(files))
+        for i in range(parts):
+            with h5py.File(tmp_path / f"ply_data_{split}{i}.h5", "w") as file:
+                file["data"], file["normal"] = pos, normal
+                file["label"] = np.array([[0], [39], [i]], np.uint8)
+    train, test = (load_dataset(tmp_path, split) for split in ("train", "test"))
+    assert isinstance(train, ModelNet40)
+    assert torch.cat([item.y for item in train]).tolist() == [0, 39, 0, 0, 39, 1]
+    assert (train[4].name, len(test)) == ("ply_data_train1_0001", 3)
+    assert torch.equal(train[5].pos, torch.from_numpy(pos[2]))
+    assert torch.equal(train[5].normal, torch.from_numpy(normal[2]))
+    (tmp_path / "ply_data_test0.h5").unlink()
+    with pytest.raises(FileNotFoundError, match=r"ply_data_test0.h5: no such .* ModelNet40: get modelnet40_normal"):
+        load_dataset(tmp_path, "test")
+    (tmp_path / "shape_names.txt").write_text("chair\ntable\n")
+    with pytest.raises(LoadError, match=r"shape_names.txt: not the 40 names"):
+        load_dataset(tmp_path)
+
+
+def test_modelnet40_as_meshes(tmp_path):
+    for name in ModelNet40.names:
+        for split in ("train", "test"):
+            (tmp_path / name / split).mkdir(parents=True)
+    (tmp_path / "xbox" / "train" / "xbox_0001.off").write_text("OFF3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    train = load_dataset(tmp_path)
+    assert isinstance(train, ModelNet40)
+    [mesh] = train
+    assert (mesh.name, mesh.face.tolist(), mesh.y.tolist()) == ("xbox_0001", [[0], [1], [2]], [39])
+
+
+def test_the_real_meshes_of_modelnet(shared_data, tmp_path):
+    meshes = shared_data / "points" / "modelnet_off"
+    if not meshes.is_dir():
+        pytest.skip("no ModelNet")
+    for name in ModelNet40.names:
+        (tmp_path / name / "test").mkdir(parents=True)
+        (tmp_path / name / "train").mkdir()
+    for mesh in meshes.iterdir():
+        shutil.copyfile(mesh, tmp_path / mesh.name.rpartition("_")[0] / "test" / mesh.name)
+    data = load_dataset(tmp_path, "test")
+    assert [data.names[mesh.y] for mesh in data] == ["chair", "chair", "toilet"]
+    assert [mesh.pos.size(0) for mesh in data] == [2382, 192, 3739]
+
+
+def test_scanobjectnn(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    for folder, end, label in (
+        ("main_split", "", 3),
+        ("main_split", "_augmentedrot_scale75", 14),
+        ("main_split_nobg", "", 9),
+    ):
+        for begin in ("training", "test"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            with h5py.File(tmp_path / folder / f"{begin}_objectdataset{end}.h5", "w") as file:
+                file["data"] = RANDOM.random((2, 16, 3))
+                file["label"], file["mask"] = np.array([0, label]), np.zeros((2, 16))
+    for path, variant, name in (
+        (tmp_path, "PB_T50_RS", "toilet"),
+        (tmp_path / "main_split", "PB_T50_RS", "toilet"),
+        (tmp_path / "main_split_nobg", "OBJ", "table"),
+    ):
+        data = load_dataset(path, "test")
+        assert isinstance(data, ScanObjectNN)
+        assert (data.variant, data.names[data[1].y]) == (variant, name)
+        assert data[1].pos.dtype == torch.float32
+    assert ScanObjectNN(tmp_path, variant="OBJ")[1].y.tolist() == [3]
+    with pytest.raises(FileNotFoundError, match=r"training_objectdataset_augmentedrot.h5: no such .*get h5_files.zip"):
+        ScanObjectNN(tmp_path, variant="PB_T50_R")
+    with pytest.raises(ValueError, match=r"variant must be one of PB_T50_RS, .*; got 'hard'"):
+        ScanObjectNN(tmp_path, variant="hard")

@@ -19,14 +19,24 @@ from ._annotate import annotate
 from ._check import Arrays, LoadError, merge_vertices, to_data
 from ._cloud_readers import read_npz, read_xyz
 from ._las import read_las
-from ._mesh_readers import read_obj, read_off, read_ply, read_stl
+from ._mesh_readers import ply_points, read_obj, read_off, read_ply, read_stl
 from ._meshio_readers import read_msh, read_vtk, read_vtu
 from ._output import check_path, write_whole
 from ._pcd import read_pcd
 from ._scene_readers import read_3mf, read_dae, read_glb, read_gltf
 from ._writers import check_output, save
 
-__all__ = ["READERS", "LoadError", "annotate", "check_output", "check_path", "load", "save", "write_whole"]
+__all__ = [
+    "READERS",
+    "LoadError",
+    "annotate",
+    "check_output",
+    "check_path",
+    "load",
+    "ply_points",
+    "save",
+    "write_whole",
+]
 
 READERS: dict[str, Callable[[Path], Arrays]] = {
     "3mf": read_3mf,

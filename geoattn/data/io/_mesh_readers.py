@@ -12,7 +12,7 @@ import numpy as np
 
 from geoattn._optional import require
 
-from ._check import OF_CLOUDS, Array, Arrays, fan, number_of, per_vertex, unit_color
+from ._check import OF_CLOUDS, Array, Arrays, LoadError, fan, number_of, per_vertex, unit_color
 
 
 @dataclass
@@ -196,6 +196,31 @@ def read_ply(path: Path) -> Arrays:
             raise
         return _read_mixed_ply(raw, elements)
     return _ply_arrays(vertex, face, lines) | _ply_part_names(raw)
+
+
+def ply_points(path: Path) -> dict[str, Array]:
+    """The properties of a PLY file's first element, ``[N]`` each, whatever they and it are called.
+
+    Raises:
+        LoadError: If it is no PLY, cut off, or the element has lists.
+    """
+    raw = path.read_bytes()
+    try:
+        elements, lines = check_ply(raw)
+        count, properties = next(iter(elements.values()), (0, []))
+        if not count or any(len(types) != 1 for _, *types in properties):
+            raise ValueError("expected points first: an element of numbers without lists")
+        header, _, body = raw.partition(b"\nend_header")
+        body = body[body.index(b"\n") + 1 :]
+        order = ">" if b"format binary_big_endian" in header else "<"
+        dtype = np.dtype([(name, order + PLY_TYPES[kind]) for name, kind in properties])
+        if not lines:
+            table = np.frombuffer(body, dtype, count)
+        else:
+            table = np.loadtxt(body.decode().splitlines()[:count], dtype, comments=None, ndmin=1)
+    except ValueError as error:
+        raise LoadError(f"{path}: {error}") from error
+    return {name: table[name] for name, _ in properties}
 
 
 def _ply_part_names(raw: bytes) -> Arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,6 +103,10 @@ class CloudSet(Dataset):
             if not finite.all():
                 warn_once(f"{where}: {key} is not finite at {int((~finite).sum())} places, which are set to 0")
                 values = np.where(finite, values, np.float32(0))
+            if key == "color" and not 0 <= values.min() <= values.max() <= 1:
+                raise LoadError(
+                    f"{where}: colors go from {255 * values.min():g} to {255 * values.max():g}, not 0 to 255"
+                )
             data[key] = torch.from_numpy(values)
         data.y = torch.from_numpy(self.labels(where, y, 1 if self.labelled == "whole" else len(pos)))
         return data
@@ -150,33 +155,39 @@ def check_offset(file: Path, offset: Array, clouds: int, points: int) -> None:
         raise LoadError(f"{file}: offset {list(offset.shape)} must increase from 0 to {points}, for {clouds} clouds")
 
 
-def read_table(path: Path, columns: int, delimiter: str | None = None) -> Array:
+def read_table(path: Path, columns: int, delimiter: str | None = None, repair: bytes = bytes(range(256))) -> Array:
     """A text file of numbers ``[N, columns]`` float32, a point a line.
+
+    Args:
+        path: The file.
+        columns: Numbers in a line.
+        delimiter: What is between them; default: blanks.
+        repair: What each of the 256 bytes is read as.
 
     Raises:
         LoadError: If a line has another number of columns, or something that is no number.
     """
-    if not path.stat().st_size:
-        raise LoadError(f"{path}: it is empty")
+    text = path.read_bytes().translate(repair).decode("ascii", errors="replace")
+    if not text.strip():
+        raise LoadError(f"{path}: no points")
     try:
-        with path.open(encoding="ascii") as file:
-            rows = np.loadtxt(file, np.float32, comments=None, delimiter=delimiter, ndmin=2)
+        rows = np.loadtxt(StringIO(text), np.float32, comments=None, delimiter=delimiter, ndmin=2)
     except ValueError as error:
-        raise LoadError(_wrong_line(path, columns, delimiter) or f"{path}: {error}") from error
+        raise LoadError(f"{path}{_wrong_line(text, columns, delimiter) or f': {error}'}") from error
     if rows.shape[1] != columns:
-        raise LoadError(_wrong_line(path, columns, delimiter) or f"{path}: {rows.shape[1]} columns")
+        raise LoadError(f"{path}{_wrong_line(text, columns, delimiter)}")
     return rows
 
 
-def _wrong_line(path: Path, columns: int, delimiter: str | None) -> str | None:
-    """What is wrong with the first line that cannot be read."""
-    for number, line in enumerate(path.read_text("ascii", errors="replace").split("\n"), 1):
+def _wrong_line(text: str, columns: int, delimiter: str | None) -> str | None:
+    """The number of the first line that cannot be read, and why."""
+    for number, line in enumerate(text.split("\n"), 1):
         words = line.split(delimiter) if line.strip() else []
         if words and len(words) != columns:
-            return f"{path}:{number}: {len(words)} columns, expected {columns}"
+            return f":{number}: {len(words)} columns, expected {columns}"
         for word in words:
             if not _NUMBER.fullmatch(word.strip()):
-                return f"{path}:{number}: {word!r} is no number"
+                return f":{number}: {word!r} is no number"
     return None
 
 
@@ -256,6 +267,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise LoadError(f"{path}: {error}") from error
+
+
+def number_ranges(text: str) -> tuple[int, ...]:
+    """Numbers of a list such as ``"1-3 7"``: 1, 2, 3, 7."""
+    ranges = [part.partition("-") for part in text.split()]
+    return tuple(i for first, _, last in ranges for i in range(int(first), int(last or first) + 1))
 
 
 def natural(path: Path) -> list[str | int]:
