@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -78,3 +79,12 @@ class PointNetwork(Network):
     def forward(self, data: Data) -> Tensor:
         """Logits of the classes."""
         raise NotImplementedError
+
+
+def cloud_counts(data: Data) -> Tensor:
+    """How many points each cloud of a batch has, ``[B]`` on the host."""
+    if data.get("ptr") is not None:
+        return data.ptr.diff().cpu()
+    if data.get("batch") is not None:
+        return torch.bincount(data.batch).cpu()
+    return torch.tensor([data.x.size(0)])
