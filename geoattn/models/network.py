@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from torch import nn
 
@@ -65,6 +65,9 @@ class Network(nn.Module, PyTorchModelHubMixin):
         file = Path(model_id) / "model.safetensors"
         if not Path(model_id).is_dir():
             file = require("huggingface_hub").hf_hub_download(model_id, file.name, **download)
+        if isinstance(config, dict):  # the mixin does not see annotations that are strings
+            made = get_type_hints(cls.__init__)["config"]
+            config = made(**{field.name: config[field.name] for field in fields(made) if field.name in config})
         model = cls(config)
         try:
             safetensors.load_model(model, file, strict, map_location)

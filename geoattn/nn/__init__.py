@@ -20,6 +20,7 @@ from geoattn.nn.neighborhood import (
 )
 from geoattn.nn.position_bias import DistanceBias, OffsetMLP, OffsetTable, RelativePositionTable
 from geoattn.nn.rotary import RotaryPositions
+from geoattn.nn.serialized import SerializedAttention
 from geoattn.nn.sparse_conv import SubMConv3d
 from geoattn.nn.surface import SurfaceAttention
 
@@ -39,6 +40,7 @@ __all__ = [
     "PointTransformerConv",
     "RelativePositionTable",
     "RotaryPositions",
+    "SerializedAttention",
     "SubMConv3d",
     "SuperGATConv",
     "SurfaceAttention",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geoattn.ops import attend
 from geoattn.nn.position_bias import RelativePositionTable
+from geoattn.ops import attend
 from geoattn.patterns import Windows
 
 

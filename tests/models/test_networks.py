@@ -38,7 +38,22 @@ def cloud(seed):
 # A small config of each network, samples for it, and how much of what a layer keeps for backward grows with the input:
 # bytes for each element, measured, and rounded up by a quarter.
 SURFACE = {"names": ("a", "b", "c"), "channels": 16, "heads": 2, "blocks": 2, "latents": 4}
+V3 = {
+    "names": ("a", "b", "c"),
+    "features": ("pos", "color"),
+    "grid_size": 0.1,
+    "channels": (16, 32, 32),
+    "depths": (1, 1, 1),
+    "heads": (2, 2, 4),
+    "strides": (2, 2),
+    "decoder_channels": (16, 16),
+    "decoder_depths": (1, 1),
+    "decoder_heads": (2, 2),
+    "patch_size": 32,
+    "relative_positions": True,
+}
 NETWORKS = {
+    "point_transformer_v3": (V3, cloud),
     "surface_classifier": (SURFACE, mesh),
     "surface_transformer": (SURFACE, mesh),
 }

@@ -1,5 +1,6 @@
 """Networks of point clouds: a label for each point, or for the whole cloud."""
 
 from geoattn.models.points.inputs import PointConfig, PointNetwork
+from geoattn.models.points.point_transformer_v3 import PointTransformerV3, PointTransformerV3Config
 
-__all__ = ["PointConfig", "PointNetwork"]
+__all__ = ["PointConfig", "PointNetwork", "PointTransformerV3", "PointTransformerV3Config"]

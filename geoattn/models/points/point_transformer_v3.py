@@ -31,7 +31,7 @@ class PointTransformerV3Config(PointConfig):
         depths: Blocks of each stage.
         heads: Attention heads of each stage.
         strides: How much larger the voxels of a stage are than those of the one before, powers of 2.
-        decoder_channels: Of each stage of the decoder, the finest first. The decoder is there where points are labelled.
+        decoder_channels: Of each stage of the decoder, the finest first. There is one where points are labelled.
         decoder_depths: Likewise.
         decoder_heads: Likewise.
         patch_size: Points of a patch, within which they attend to each other.
@@ -73,7 +73,9 @@ class PointTransformerV3Config(PointConfig):
         decoder = ["decoder_channels", "decoder_depths", "decoder_heads"] if self.labelled == "vertex" else []
         for name in ("strides", *decoder):
             if len(getattr(self, name)) != stages - 1:
-                raise ValueError(f"{name} must have one number less than channels, {stages - 1}; got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must have one number less than channels, {stages - 1}; got {getattr(self, name)}"
+                )
         if any(stride < 1 or stride & (stride - 1) for stride in self.strides):
             raise ValueError(f"strides must be powers of 2, got {self.strides}")
         if self.shuffle_orders not in ("training", "always", "never"):
@@ -122,7 +124,9 @@ class Voxels:
 
     def shuffled(self) -> Voxels:
         """The same with the four orders in a random order."""
-        return Voxels(self.grid, self.code[torch.randperm(len(self.code)).to(self.code.device)], self.batch, self.counts)
+        return Voxels(
+            self.grid, self.code[torch.randperm(len(self.code)).to(self.code.device)], self.batch, self.counts
+        )
 
     def windows(self, patch_size: int) -> Windows:
         """The patches along any of the curves."""
@@ -143,7 +147,9 @@ class Block(nn.Module):
     def __init__(self, config: PointTransformerV3Config, channels: int, heads: int, drop_path: float) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.cpe = nn.ModuleList([SubMConv3d(channels, channels, 3), nn.Linear(channels, channels), nn.LayerNorm(channels)])
+        self.cpe = nn.ModuleList(
+            [SubMConv3d(channels, channels, 3), nn.Linear(channels, channels), nn.LayerNorm(channels)]
+        )
         self.norm1 = nn.LayerNorm(channels)
         self.attn = SerializedAttention(channels, heads, config.patch_size, config.relative_positions)
         self.norm2 = nn.LayerNorm(channels)
@@ -242,8 +248,8 @@ class PointTransformerV3(PointNetwork):
 
     Voxels are sorted along four space-filling curves. In each block a convolution on voxels tells them where they are,
     they attend to the voxels of their patch along one of the curves, and blocks take turns over the curves. Five stages
-    of ever larger voxels, and four back to the finest where points are labelled; a linear head. Whole clouds get the mean
-    of the coarsest stage and the classifier of the authors' code (Pointcept).
+    of ever larger voxels, and four back to the finest where points are labelled; a linear head. Whole clouds get the
+    mean of the coarsest stage and the classifier of the authors' code (Pointcept).
 
     In evaluation, a batch gives what its clouds give alone: unlike in the authors' code, patches do not shrink to the
     smallest cloud, and the depth of the Hilbert curve is that of each cloud. On single clouds the numbers are theirs,
@@ -254,8 +260,8 @@ class PointTransformerV3(PointNetwork):
         config: What it is made of.
 
     Shapes:
-        Input: a `Data` or `Batch` of ``B`` clouds, made by `geoattn.data.PointInputs`, with ``M`` voxels. Output: logits
-        ``[M, K]``, or ``[B, K]`` for whole clouds.
+        Input: a `Data` or `Batch` of ``B`` clouds, made by `geoattn.data.PointInputs`, with ``M`` voxels. Output:
+        logits ``[M, K]``, or ``[B, K]`` for whole clouds.
 
     Example:
         >>> model = create_model("point_transformer_v3", names=("ground", "other"))
@@ -296,6 +302,7 @@ class PointTransformerV3(PointNetwork):
         x = self.embedding(data.x, voxels)
         finer: list[tuple[Tensor, Voxels, Tensor]] = []
         for s, stage in enumerate(self.enc):
+            assert isinstance(stage, Stage)
             if stage.down is not None:
                 fine, (voxels, cluster) = voxels, voxels.coarser(self.config.strides[s - 1])
                 finer.append((x, fine, cluster))
@@ -305,6 +312,8 @@ class PointTransformerV3(PointNetwork):
         if self.config.labelled == "whole":
             return self.head(segment_mean(x, voxels.batch, num_segments=len(voxels.counts)))
         for stage, (skip, fine, cluster) in zip(reversed(self.dec), reversed(finer), strict=True):
+            assert isinstance(stage, Stage)
+            assert stage.up is not None
             x, of_skip = stage.up(x, skip, cluster)
             x = stage(x, fine, of_skip if self.config.stale_skip else None)
         return self.head(x)
