@@ -8,12 +8,14 @@ from geoattn.metrics.labels import (
     classification_metrics,
     segmentation_metrics,
 )
+from geoattn.metrics.parts import PartIoU
 from geoattn.metrics.segmentation import SoftEdgeAccuracy, edge_labels
 
 __all__ = [
     "Accuracy",
     "ConfusionMatrix",
     "MeanIoU",
+    "PartIoU",
     "SoftEdgeAccuracy",
     "class_iou",
     "classification_metrics",
