@@ -15,8 +15,10 @@ from geoattn.data import (
     FEATURES,
     IGNORED,
     LabelledSamples,
+    ObjectAugment,
     PointInputs,
     RandomDeform,
+    SceneAugment,
     check_labels,
     class_weights,
     crop_to_sphere,
@@ -40,6 +42,8 @@ class LabelTask(Task):
         copies: Variants of each training sample, itself included; the others are slightly deformed. None: 4 of a mesh,
             and of a cloud another one in each epoch.
         crop: Points of the random sphere that is cut out of larger training clouds.
+        attribute_dropout: How often a training cloud is read without colors, normals and intensities, so that the
+            network can do without.
         class_weights: Weights of the classes in the loss: all equal, or "balanced" by how rare they are.
         label_smoothing: Share of the target that goes to all classes alike (Szegedy et al. 2016).
         weights: The weights that "balanced" gave on the training samples.
@@ -49,6 +53,7 @@ class LabelTask(Task):
 
     copies: int | None = None
     crop: int = 50_000
+    attribute_dropout: float = 0.1
     class_weights: Literal["equal", "balanced"] = "equal"
     label_smoothing: float = 0.1
     weights: tuple[float, ...] = field(default=(), metadata=FROM_DATA)
@@ -57,6 +62,10 @@ class LabelTask(Task):
         object.__setattr__(self, "weights", tuple(self.weights))  # JSON has lists
         if self.copies is not None and self.copies < 1:
             raise ValueError(f"copies is {self.copies}; it must be at least 1, the sample itself")
+        if self.crop < 1:
+            raise ValueError(f"crop is {self.crop}; it must be at least 1 point")
+        if not 0 <= self.attribute_dropout <= 1:
+            raise ValueError(f"attribute_dropout is {self.attribute_dropout}; it must be in [0, 1]")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.class_weights not in ("equal", "balanced"):
@@ -87,7 +96,10 @@ class LabelTask(Task):
         """The network's own transform, after random changes where a variant is asked for."""
         network = cast("Network", model)
         if isinstance(network, PointNetwork):
-            return PreparePoints(network.input_transform(), len(network.config.names), self.crop)
+            config, share = network.config, self.attribute_dropout
+            scene = SceneAugment(config.grid_size or 0.02, share)
+            augment = ObjectAugment(attribute_dropout=share) if config.unit_sphere else scene
+            return PreparePoints(network.input_transform(), len(config.names), self.crop, augment)
         return PrepareLabelled(network.input_transform(), len(network.config.names))
 
     def loss(self, model: nn.Module, batch: Data) -> Tensor:
@@ -169,6 +181,7 @@ class PreparePoints:
     transform: PointInputs
     num_classes: int
     crop: int
+    augment: SceneAugment | ObjectAugment
 
     def __call__(self, sample: Data, generator: torch.Generator | None, /) -> Data:
         """The cloud, or with a generator a random variant of a part of it, with labels that were checked."""
@@ -176,4 +189,5 @@ class PreparePoints:
         cloud.y = check_labels(sample.y, self.num_classes, name=sample.get("name") or "the sample")
         if generator is None:
             return self.transform(cloud)
+        cloud = replace(self.augment, generator=generator)(cloud)
         return crop_to_sphere(replace(self.transform, generator=generator)(cloud), self.crop, generator)
