@@ -32,6 +32,7 @@ class _Layout(NamedTuple):
     recognises: Callable[[Path], bool]
     reader: Reader
     general: bool
+    name: str | None
 
 
 _BUILDERS: dict[str, Builder] = {}
@@ -55,7 +56,7 @@ def register_dataset(name: str) -> Callable[[AnyBuilder], AnyBuilder]:
 
 
 def register_layout(
-    description: str, recognises: Callable[[Path], bool], *, general: bool = False
+    description: str, recognises: Callable[[Path], bool], *, general: bool = False, name: str | None = None
 ) -> Callable[[AnyReader], AnyReader]:
     """Have paths read that ``recognises`` says yes to.
 
@@ -63,10 +64,12 @@ def register_layout(
         description: What such a path looks like, for error messages.
         recognises: Whether a path, which exists, is such a one.
         general: Whether others are asked first, because it also recognises what they do.
+        name: Of a published set. Who asks for it by this name, and not by a folder, gets the reader's own error, which
+            says where to get it.
     """
 
     def register(reader: AnyReader) -> AnyReader:
-        _LAYOUTS.append(_Layout(description, recognises, reader, general))
+        _LAYOUTS.append(_Layout(description, recognises, reader, general, name))
         _LAYOUTS.sort(key=lambda layout: layout.general)
         return reader
 
@@ -116,8 +119,12 @@ def load_dataset(
 
 def _read(path: Path, split: str, labelled: Labelled | None) -> LabelledSamples:
     if not path.exists():
+        published = {layout.name: layout.reader for layout in _LAYOUTS if layout.name}
+        if path.name.lower() in published:
+            return published[path.name.lower()](path, split, labelled)
         raise ValueError(
-            f"{path}: no such folder or zip file, and no data set of this name; there is {', '.join(list_datasets())}"
+            f"{path}: no such folder or zip file, and no data set of this name; there is {', '.join(list_datasets())}, "
+            f"and to be downloaded first {', '.join(sorted(published))}"
         )
     for layout in _LAYOUTS:
         if layout.recognises(path):

@@ -13,7 +13,7 @@ from geoattn import LoadError
 from geoattn.data import MissingSplitError, load_dataset
 from geoattn.data.datasets.clouds import DALES, S3DIS, NuScenes, ScanNet, SemanticKITTI
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* of the .* of the:UserWarning", "ignore:.*not published:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.* of the .* of the:UserWarning")
 RANDOM = np.random.default_rng(0)
 
 
@@ -153,8 +153,9 @@ def test_scannet(scannet):
     assert scan.normal.tolist() == [[0, 0, 1]] * 4
     assert "face" not in scan
     assert [scan.name for scan in load_dataset(scannet, "valid")] == ["scene0011_00"]
-    with pytest.warns(UserWarning, match="labels of ScanNet's test are not published"):
-        [scan] = load_dataset(scannet, "test")
+    with pytest.raises(MissingSplitError, match=r'not published; measure on valid. ScanNet\(path, "test"\) reads'):
+        load_dataset(scannet, "test")
+    [scan] = ScanNet(scannet, "test")
     assert scan.name == "scene0707_00"
     assert scan.y.tolist() == [-1] * 4
 
@@ -197,7 +198,7 @@ def test_scannet_as_pointcept_keeps_it(tmp_path):
     with pytest.raises(LoadError, match="scene0000_00: point 1 has label 255; expected 0 to 19, or -1"):
         load_dataset(tmp_path)[0]
     with pytest.raises(FileNotFoundError, match=r"test: no such file or folder. ScanNet: get"):
-        load_dataset(tmp_path, "test")
+        ScanNet(tmp_path, "test")
 
 
 # ---------------------------------------------------------------------------------------------------- SemanticKITTI
@@ -227,7 +228,7 @@ def test_semantic_kitti(kitti):
     moving = SemanticKITTI(kitti / "dataset", "valid", moving=True)
     assert [moving.names[i] for i in moving[0].y[2:]] == ["moving-person", "road"]
     assert len(moving.names) == 25
-    assert load_dataset(kitti, "test")[0].y.tolist() == [-1] * 4
+    assert SemanticKITTI(kitti, "test")[0].y.tolist() == [-1] * 4
 
 
 def test_damage_in_semantic_kitti_is_named(kitti):
@@ -299,12 +300,12 @@ def test_nuscenes(tmp_path):
     assert sweep.intensity.tolist() == [1, pytest.approx(0.2)]
     assert sweep.y.tolist() == [train.names.index("car"), -1]
     with pytest.raises(FileNotFoundError, match=r"v1.0-test: no such .* NuScenes: get"):
-        load_dataset(root, "test")
+        NuScenes(root, "test")
 
 
 def test_nuscenes_test_and_mini(tmp_path):
     root = write_nuscenes(tmp_path / "test", "v1.0-test", ["scene-0077"])
-    assert load_dataset(root, "test")[0].y.tolist() == [-1, -1]
+    assert NuScenes(root, "test")[0].y.tolist() == [-1, -1]
     root = write_nuscenes(tmp_path / "mini", "v1.0-mini", ["scene-0061", "scene-0103"])
     assert {sweep.name[:10] for sweep in load_dataset(root)} == {"scene-0061"}
     assert {sweep.name[:10] for sweep in load_dataset(root, "valid")} == {"scene-0103"}
@@ -340,7 +341,7 @@ def test_the_real_sweep_of_nuscenes(shared_data, tmp_path):
         pytest.skip("no nuScenes")
     root = write_nuscenes(tmp_path, "v1.0-test", ["scene-0077"])
     (root / "samples" / "LIDAR_TOP" / "n__9.pcd.bin").write_bytes(file.read_bytes())
-    sweep = load_dataset(root, "test")[1]
+    sweep = NuScenes(root, "test")[1]
     assert sweep.pos.shape == (34688, 3)
     assert sweep.pos.norm(dim=1).max() < 120
     assert 0 <= sweep.intensity.min() < sweep.intensity.max() <= 1

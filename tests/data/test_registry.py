@@ -111,6 +111,8 @@ def test_a_path_is_told_from_a_name(pets, tmp_path, monkeypatch):
 def test_mistakes_are_named(pets, tmp_path):
     with pytest.raises(ValueError, match=r"bodys: no such folder or zip file, and no data set of this name; .*bodies"):
         load_dataset("bodys")
+    with pytest.raises(FileNotFoundError, match=r"S3DIS: no such file or folder. S3DIS: get Stanford3dDataset_v1.2_A"):
+        load_dataset("S3DIS")
     for samples in (0, -3):
         with pytest.raises(ValueError, match=f"at least 1, got {samples}"):
             load_dataset("bodies", samples=samples)

@@ -45,6 +45,6 @@ class BIMNet10(CloudSet):
         return data
 
 
-@register_layout("BIMNet10 (bimnet10_train.h5)", lambda path: (path / "bimnet10_train.h5").is_file())
+@register_layout("BIMNet10 (bimnet10_train.h5)", lambda path: (path / "bimnet10_train.h5").is_file(), name="bimnet10")
 def _bimnet10(path: Path, split: str, labelled: Labelled | None) -> BIMNet10:
     return BIMNet10(path, split)

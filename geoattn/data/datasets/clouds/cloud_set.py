@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection
-from io import StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,6 +125,19 @@ class CloudSet(Dataset):
         return values.astype(np.int64)
 
 
+def check_published(name: str, path: Path, split: str) -> None:
+    """That the labels of a split are published; those of the test of ScanNet, SemanticKITTI and nuScenes are not.
+
+    Raises:
+        MissingSplitError: If they are not.
+    """
+    if split == "test":
+        raise MissingSplitError(
+            f'{path}: the labels of the test split are not published; measure on valid. {name}(path, "test") reads its '
+            "clouds without labels"
+        )
+
+
 def remapped(where: object, raw: Array, table: dict[int, int]) -> Array:
     """Raw labels as those that ``table`` gives them.
 
@@ -167,21 +180,21 @@ def read_table(path: Path, columns: int, delimiter: str | None = None, repair: b
     Raises:
         LoadError: If a line has another number of columns, or something that is no number.
     """
-    text = path.read_bytes().translate(repair).decode("ascii", errors="replace")
-    if not text.strip():
+    raw = path.read_bytes().translate(repair)
+    if not raw.strip():
         raise LoadError(f"{path}: no points")
     try:
-        rows = np.loadtxt(StringIO(text), np.float32, comments=None, delimiter=delimiter, ndmin=2)
+        rows = np.loadtxt(BytesIO(raw), np.float32, comments=None, delimiter=delimiter, ndmin=2)
     except ValueError as error:
-        raise LoadError(f"{path}{_wrong_line(text, columns, delimiter) or f': {error}'}") from error
+        raise LoadError(f"{path}{_wrong_line(raw, columns, delimiter) or f': {error}'}") from error
     if rows.shape[1] != columns:
-        raise LoadError(f"{path}{_wrong_line(text, columns, delimiter)}")
+        raise LoadError(f"{path}{_wrong_line(raw, columns, delimiter)}")
     return rows
 
 
-def _wrong_line(text: str, columns: int, delimiter: str | None) -> str | None:
+def _wrong_line(raw: bytes, columns: int, delimiter: str | None) -> str | None:
     """The number of the first line that cannot be read, and why."""
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(raw.decode("ascii", errors="replace").split("\n"), 1):
         words = line.split(delimiter) if line.strip() else []
         if words and len(words) != columns:
             return f":{number}: {len(words)} columns, expected {columns}"

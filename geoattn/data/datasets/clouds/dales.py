@@ -84,6 +84,8 @@ def _tiles(folder: Path) -> list[Path]:
     return sorted(file for file in files if re.fullmatch(r"\d{4}_\d{5}(_new)?\.(las|ply)", file.name, re.IGNORECASE))
 
 
-@register_layout("DALES (train/5080_54435.las or .ply)", lambda path: any(_tiles(path / split) for split in _TILES))
+@register_layout(
+    "DALES (train/5080_54435.las or .ply)", lambda path: any(_tiles(path / split) for split in _TILES), name="dales"
+)
 def _dales(path: Path, split: str, labelled: Labelled | None) -> DALES:
     return DALES(path, split)

@@ -65,6 +65,6 @@ def _test_objects(numbers: Array) -> list[int]:
     return sorted(numbers.tolist(), key=lambda number: hashlib.sha256(f"{number:03d}".encode()).digest())[:20]
 
 
-@register_layout(f"objects of DALES ({_FILE})", lambda path: (path / _FILE).is_file())
+@register_layout(f"objects of DALES ({_FILE})", lambda path: (path / _FILE).is_file(), name="dales_objects")
 def _dales_objects(path: Path, split: str, labelled: Labelled | None) -> DALESObjects:
     return DALESObjects(path, split)

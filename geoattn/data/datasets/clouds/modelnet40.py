@@ -118,6 +118,6 @@ def _recognises(path: Path) -> bool:
     return all((path / name / split).is_dir() for name in ModelNet40.names for split in ModelNet40.splits)
 
 
-@register_layout("ModelNet40 (as text, HDF5 or meshes)", _recognises)
+@register_layout("ModelNet40 (as text, HDF5 or meshes)", _recognises, name="modelnet40")
 def _modelnet40(path: Path, split: str, labelled: Labelled | None) -> ModelNet40:
     return ModelNet40(path, split)

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch_geometric.data import Data
 
-from geoattn.data.datasets.clouds.cloud_set import CloudSet, number_ranges, read_binary, read_json, remapped
+from geoattn.data.datasets.clouds.cloud_set import (
+    CloudSet,
+    check_published,
+    number_ranges,
+    read_binary,
+    read_json,
+    remapped,
+)
 from geoattn.data.io import LoadError
 from geoattn.data.labelled import IGNORED, Labelled
 from geoattn.data.registry import register_layout
@@ -175,6 +182,8 @@ class NuScenes(CloudSet):
 @register_layout(
     "nuScenes (v1.0-trainval/*.json)",
     lambda path: any((path / f"v1.0-{version}" / "scene.json").is_file() for version in ("trainval", "mini", "test")),
+    name="nuscenes",
 )
 def _nuscenes(path: Path, split: str, labelled: Labelled | None) -> NuScenes:
+    check_published("NuScenes", path, split)
     return NuScenes(path, split)

@@ -28,8 +28,8 @@ class S3DIS(CloudSet):
 
     - the official ``Stanford3dDataset_v1.2_Aligned_Version``: ``Area_<i>/<room>/Annotations/<class>_<j>.txt``, a line
       ``x y z r g b`` for each point. Points are in the order of the files' names. ``stairs`` count as ``clutter``, as
-      in the benchmark. Some bytes of the official files are damaged, always in the same way, which is undone. Text is
-      slow: a room takes seconds;
+      in the benchmark. Some bytes of the official files are damaged, always in the same way, which is undone. A million
+      points take half a second;
     - Pointcept's: ``Area_<i>/<room>/`` with ``coord.npy``, ``color.npy`` (0 to 255), ``segment.npy`` and, if it was
       made, ``normal.npy``.
 
@@ -46,10 +46,7 @@ class S3DIS(CloudSet):
 
     names = tuple(_NAMES.split())
     splits = ("train", "test")
-    source = (
-        "get Stanford3dDataset_v1.2_Aligned_Version.zip (sdss.redivis.com or buildingparser.stanford.edu, after their "
-        "form), unpack it and give the folder with Area_1 to Area_6"
-    )
+    source = "get Stanford3dDataset_v1.2_Aligned_Version.zip (buildingparser.stanford.edu, after its form), unpack it and give the folder with Area_1 to Area_6"
 
     def __init__(
         self,
@@ -105,6 +102,6 @@ def _recognises(path: Path) -> bool:
     return any(area.is_dir() and any(map(_is_room, area.iterdir())) for area in path.glob("Area_[1-6]"))
 
 
-@register_layout("S3DIS (Area_1/<room>/Annotations/*.txt or Area_1/<room>/*.npy)", _recognises)
+@register_layout("S3DIS (Area_1/<room>/Annotations/*.txt or Area_1/<room>/*.npy)", _recognises, name="s3dis")
 def _s3dis(path: Path, split: str, labelled: Labelled | None) -> S3DIS:
     return S3DIS(path, split)

@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 
 from geoattn._arguments import warn_once
 from geoattn.data.datasets.clouds import scannet_classes
-from geoattn.data.datasets.clouds.cloud_set import Array, CloudSet, read_array, read_json
+from geoattn.data.datasets.clouds.cloud_set import Array, CloudSet, check_published, read_array, read_json
 from geoattn.data.io import LoadError, load
 from geoattn.data.labelled import IGNORED, Labelled
 from geoattn.data.registry import register_layout
@@ -75,8 +75,6 @@ class ScanNet(CloudSet):
             )
         if len(self.scans) != _SCANS[split]:
             warn_once(f"{root}: {len(self.scans)} of the {_SCANS[split]} scans of the {split} split")
-        if split == "test":
-            warn_once(f"{root}: the labels of ScanNet's test are not published; they are all {IGNORED}, ignored")
 
     def len(self) -> int:
         """How many scans."""
@@ -167,6 +165,7 @@ def _recognises(path: Path) -> bool:
     return any(folder.is_dir() and any(map(_split_of, (scan.name for scan in folder.iterdir()))) for folder in folders)
 
 
-@register_layout("ScanNet (scans/scene0000_00/*.ply or train/scene0000_00/*.npy)", _recognises)
+@register_layout("ScanNet (scans/scene0000_00/*.ply or train/scene0000_00/*.npy)", _recognises, name="scannet")
 def _scannet(path: Path, split: str, labelled: Labelled | None) -> ScanNet:
+    check_published("ScanNet", path, split)
     return ScanNet(path, split)

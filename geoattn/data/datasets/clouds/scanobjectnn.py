@@ -85,6 +85,7 @@ def _split_folder(path: Path) -> Path:
 @register_layout(
     "ScanObjectNN (main_split/training_objectdataset*.h5)",
     lambda path: any(_split_folder(path).glob("training_objectdataset*.h5")),
+    name="scanobjectnn",
 )
 def _scanobjectnn(path: Path, split: str, labelled: Labelled | None) -> ScanObjectNN:
     return ScanObjectNN(path, split)

@@ -9,7 +9,7 @@ import numpy as np
 from torch_geometric.data import Data
 
 from geoattn._arguments import warn_once
-from geoattn.data.datasets.clouds.cloud_set import CloudSet, number_ranges, read_binary, remapped
+from geoattn.data.datasets.clouds.cloud_set import CloudSet, check_published, number_ranges, read_binary, remapped
 from geoattn.data.io import LoadError
 from geoattn.data.labelled import IGNORED, Labelled
 from geoattn.data.registry import register_layout
@@ -95,8 +95,6 @@ class SemanticKITTI(CloudSet):
         ]
         if len(there) != len(wanted):
             warn_once(f"{root}: {len(there)} of the {len(wanted)} sequences of the {split} split")
-        if split == "test":
-            warn_once(f"{root}: the labels of SemanticKITTI's test are not published; they are all {IGNORED}, ignored")
         self.sweeps = [sweep for folder in there for sweep in sorted((folder / "velodyne").glob("*.bin"))]
 
     def len(self) -> int:
@@ -123,7 +121,10 @@ def _sequences(path: Path) -> Path:
 
 
 @register_layout(
-    "SemanticKITTI (sequences/00/velodyne/*.bin)", lambda path: any(_sequences(path).glob("[0-9][0-9]/velodyne"))
+    "SemanticKITTI (sequences/00/velodyne/*.bin)",
+    lambda path: any(_sequences(path).glob("[0-9][0-9]/velodyne")),
+    name="semantic_kitti",
 )
 def _semantic_kitti(path: Path, split: str, labelled: Labelled | None) -> SemanticKITTI:
+    check_published("SemanticKITTI", path, split)
     return SemanticKITTI(path, split)

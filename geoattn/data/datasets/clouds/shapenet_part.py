@@ -137,6 +137,7 @@ class ShapeNetPartCap(_Parts):
 @register_layout(
     "ShapeNetPart (train_test_split/shuffled_*_file_list.json)",
     lambda path: any((path / "train_test_split").glob("shuffled_*_file_list.json")),
+    name="shapenet_part",
 )
 def _shapenet_part(path: Path, split: str, labelled: Labelled | None) -> ShapeNetPart:
     return ShapeNetPart(path, split)
