@@ -46,7 +46,10 @@ class S3DIS(CloudSet):
 
     names = tuple(_NAMES.split())
     splits = ("train", "test")
-    source = "get Stanford3dDataset_v1.2_Aligned_Version.zip (buildingparser.stanford.edu, after its form), unpack it and give the folder with Area_1 to Area_6"
+    source = (
+        "get Stanford3dDataset_v1.2_Aligned_Version.zip (buildingparser.stanford.edu, after its form), unpack it and "
+        "give the folder with Area_1 to Area_6"
+    )
 
     def __init__(
         self,
