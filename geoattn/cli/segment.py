@@ -9,8 +9,9 @@ from typing import Any
 
 import geoattn
 from geoattn.cli.options import add_device, set_device
-from geoattn.data.io import check_output, check_path
+from geoattn.data.io import annotate, check_output, check_path
 from geoattn.models import load_model
+from geoattn.models.points import PointNetwork, missing_features
 from geoattn.models.segmentation import segment
 from geoattn.models.segmentation.segment import HUMAN
 from geoattn.viz import PAGE_FORMATS, PICTURE_FORMATS, page, picture
@@ -18,13 +19,21 @@ from geoattn.viz import PAGE_FORMATS, PICTURE_FORMATS, page, picture
 
 def add_options(command: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     """Add the command's arguments."""
-    command.add_argument("mesh", type=Path, help="any mesh file geoattn.load reads")
-    command.add_argument("-o", "--output", type=Path, help="write the mesh with labels as colors and attribute here")
+    command.add_argument("mesh", metavar="FILE", type=Path, help="any mesh or point cloud that geoattn.load reads")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="write it with labels here: of a mesh as colors and attribute, of a cloud beside all that the file has",
+    )
     command.add_argument("--picture", type=Path, help="write a picture (PNG) here")
     command.add_argument("--page", type=Path, help="write an interactive page (HTML) here")
     command.add_argument(
         "--model",
         help="folder of a run or a checkpoint, or hf-hub:<owner>/<name>; default: parts of human bodies, for meshes",
+    )
+    command.add_argument(
+        "--votes", type=int, default=1, metavar="N", help="from how many views a cloud is labelled (turned, scaled ...)"
     )
     add_device(command)
     command.set_defaults(run=_segment)
@@ -47,7 +56,12 @@ def _segment(arguments: argparse.Namespace) -> None:
     labelled = model.config.labelled
     if output:
         check_output(output, data, label_on=labelled)
-    found = segment(data, model, precision=arguments.precision)
+    if isinstance(model, PointNetwork):
+        for name in missing_features(data, model.config):
+            print(f"{title} has no {name}: {'estimated' if name == 'normal' else 'taken as zero'}")
+    elif arguments.votes != 1:
+        raise ValueError(f"--votes is of networks of point clouds; {arguments.model or 'this'} holds a {model.name}")
+    found = segment(data, model, precision=arguments.precision, votes=arguments.votes, progress=True)
     names = model.config.names
     for label, name in enumerate(names):
         mine = found.label == label
@@ -55,7 +69,10 @@ def _segment(arguments: argparse.Namespace) -> None:
             share, score = float(mine.float().mean()), float(found.score[mine].mean())
             print(f"{name:>12}  {int(mine.sum()):7d}  {share:6.1%}  score {score:.2f}")
     if output:
-        geoattn.save(output, data, label=found.label, label_on=labelled)
+        if data.face is None:
+            annotate(arguments.mesh, output, data, label=found.label, score=found.score)
+        else:
+            geoattn.save(output, data, label=found.label, label_on=labelled)
         print(f"wrote {output}")
     if arguments.picture:
         picture(data, arguments.picture, label=found.label, label_on=labelled, names=names, title=title)

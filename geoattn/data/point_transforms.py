@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ Feature = Literal["pos", "height", "color", "normal", "intensity"]
 FEATURES: dict[Feature, int] = {"pos": 3, "height": 1, "color": 3, "normal": 3, "intensity": 1}
 """What the features of a point can be made of, with the number of channels of each."""
 
-_MAX_BITS = 20  # per axis, so that the cell of a point is one integer
+MAX_BITS = 20  # per axis, so that the cell of a point is one integer
 
 
 @dataclass(frozen=True)
@@ -71,29 +72,17 @@ class PointInputs(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Apply to one cloud."""
-        cloud = _checked(data, self.max_points, self.generator)
-        pos = cloud["pos"].double()
-        if self.unit_sphere:
-            pos = pos - pos.mean(0)
-            pos = pos / pos.norm(dim=1).max().clamp_min(1e-12)
-        else:
-            low, high = pos.amin(0), pos.amax(0)
-            pos = pos - torch.stack([*((low + high) / 2)[:2], low[2]])
-        cell = self._cells(pos)
-        index, voxel_index = _one_of_each(
-            z_order(cell, bits=_MAX_BITS), self.generator, keep_all=self.grid_size is None
-        )
+        cloud = checked_cloud(data, self.max_points, self.generator)
+        pos = placed(cloud["pos"].double(), self.unit_sphere)
+        cell = cells(pos, self.grid_size)
+        index, voxel_index = _one_of_each(z_order(cell, bits=MAX_BITS), self.generator, keep_all=self.grid_size is None)
         if self.max_points is not None and index.numel() > self.max_points:
             kept = self._thin(index.numel(), self.max_points)
             tree = cKDTree(pos[index[kept]].numpy())
             index, voxel_index = index[kept], torch.from_numpy(tree.query(pos[index].numpy())[1])[voxel_index]
 
-        cloud["pos"], cloud["height"] = pos.float(), (pos[:, 2:] - pos[:, 2].min()).float()
-        out = Data(
-            pos=cloud["pos"][index],
-            x=torch.cat([_channels(cloud.get(name), FEATURES[name], index) for name in self.features], 1),
-            voxel_index=voxel_index,
-        )
+        cloud["pos"] = pos.float()
+        out = Data(pos=cloud["pos"][index], x=point_features(cloud, self.features, index), voxel_index=voxel_index)
         if self.grid_size is not None:
             out.grid_coord = cell[index]
         y = data.get("y")
@@ -104,21 +93,6 @@ class PointInputs(BaseTransform):
         if data.get("category") is not None:
             out.category = data.category.reshape(1)
         return out
-
-    def _cells(self, pos: Tensor) -> Tensor:
-        """The voxel of each point ``[N, 3]``; without voxels, cells to sort the points by."""
-        low, extent = pos.amin(0), float((pos.amax(0) - pos.amin(0)).max())
-        if self.grid_size is None:
-            size = max(extent, 1e-12) / ((1 << 10) - 1)
-            return ((pos - low) / size).long()
-        cell = (pos / self.grid_size).floor()
-        cell = cell - cell.amin(0)
-        if float(cell.max()) >= 1 << _MAX_BITS:
-            raise ValueError(
-                f"grid_size {self.grid_size:g} is too small for a cloud of extent {extent:g}: there would be more than "
-                f"{1 << _MAX_BITS} voxels along an axis. Is the cloud in the unit the network was trained on?"
-            )
-        return cell.long()
 
     def _thin(self, count: int, wanted: int) -> Tensor:
         """Which of ``count`` points to keep, ascending."""
@@ -151,7 +125,35 @@ def check_points(data: object, *, grid: bool = False) -> Data:
     return data
 
 
-def _checked(data: Data, max_points: int | None, generator: torch.Generator | None) -> dict[str, Tensor]:
+def placed(pos: Tensor, unit_sphere: bool) -> Tensor:
+    """Points ``[N, 3]`` where networks read them: objects in the unit sphere, scenes centered in x and y on z = 0."""
+    if unit_sphere:
+        pos = pos - pos.mean(0)
+        return pos / pos.norm(dim=1).max().clamp_min(1e-12)
+    low, high = pos.amin(0), pos.amax(0)
+    return pos - torch.stack([*((low + high) / 2)[:2], low[2]])
+
+
+def cells(pos: Tensor, grid_size: float | None) -> Tensor:
+    """The voxel of each point ``[N, 3]`` int64, from 0 on; without voxels, cells to sort the points by.
+
+    Raises:
+        ValueError: If there are more than 2^20 along an axis.
+    """
+    low, extent = pos.amin(0), float((pos.amax(0) - pos.amin(0)).max())
+    if grid_size is None:
+        return ((pos - low) / (max(extent, 1e-12) / ((1 << 10) - 1))).long()
+    cell = (pos / grid_size).floor()
+    cell = cell - cell.amin(0)
+    if float(cell.max()) >= 1 << MAX_BITS:
+        raise ValueError(
+            f"grid_size {grid_size:g} is too small for a cloud of extent {extent:g}: there would be more than "
+            f"{1 << MAX_BITS} voxels along an axis. Is the cloud in the unit the network was trained on?"
+        )
+    return cell.long()
+
+
+def checked_cloud(data: Data, max_points: int | None, generator: torch.Generator | None) -> dict[str, Tensor]:
     """The attributes of the points that are there, each with a row for each of them."""
     check_data(data)
     cloud = {name: data.get(name) for name in ("pos", "color", "normal", "intensity")}
@@ -175,6 +177,12 @@ def _checked(data: Data, max_points: int | None, generator: torch.Generator | No
         bad = int((~cloud["pos"].isfinite().all(1)).nonzero()[0])
         raise ValueError(f"point {bad} has the coordinates {cloud['pos'][bad].tolist()}, which are not finite; drop it")
     return cloud
+
+
+def point_features(cloud: Mapping[str, Tensor], features: Sequence[Feature], index: Tensor) -> Tensor:
+    """Features ``[M, C]`` of the chosen points of a cloud that was placed. Heights are above the lowest point."""
+    known = {"height": cloud["pos"][:, 2] - cloud["pos"][:, 2].min(), **cloud}
+    return torch.cat([_channels(known.get(name), FEATURES[name], index) for name in features], 1)
 
 
 def _channels(values: Tensor | None, channels: int, index: Tensor) -> Tensor:

@@ -2,5 +2,13 @@
 
 from geoattn.models.points.inputs import PointConfig, PointNetwork
 from geoattn.models.points.point_transformer_v3 import PointTransformerV3, PointTransformerV3Config
+from geoattn.models.points.segment_cloud import missing_features, point_probabilities
 
-__all__ = ["PointConfig", "PointNetwork", "PointTransformerV3", "PointTransformerV3Config"]
+__all__ = [
+    "PointConfig",
+    "PointNetwork",
+    "PointTransformerV3",
+    "PointTransformerV3Config",
+    "missing_features",
+    "point_probabilities",
+]

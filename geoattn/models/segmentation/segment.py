@@ -1,4 +1,4 @@
-"""Segment a mesh of any size with a trained network."""
+"""Segment a mesh or a cloud of any size with a trained network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from geoattn._arguments import check_data
 from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import face_areas, face_normals, simplify, vertex_normals
 from geoattn.models.network import Network
+from geoattn.models.points.inputs import PointNetwork
+from geoattn.models.points.segment_cloud import point_probabilities
 from geoattn.models.segmentation.surface_transformer import SurfaceTransformer
 from geoattn.train.evaluate import evaluating
 from geoattn.train.fabric import Precision
@@ -23,10 +25,10 @@ HUMAN = Path(__file__).parent / "assets" / "human"
 
 
 class Segmentation(NamedTuple):
-    """The parts of a mesh.
+    """The parts of a mesh or a cloud.
 
     Attributes:
-        label: Class of each labelled thing ``[M]``: each face, vertex or edge, as the network's config says.
+        label: Class of each labelled thing ``[M]``: each face, vertex (or point) or edge, as the network's config says.
         score: Its probability ``[M]``.
         probability: Of every class ``[M, K]``.
     """
@@ -37,33 +39,54 @@ class Segmentation(NamedTuple):
 
 
 @torch.no_grad()
-def segment(data: Data, model: Network | None = None, *, precision: Precision = "float32") -> Segmentation:
-    """Label the parts of a mesh.
+def segment(
+    data: Data,
+    model: Network | None = None,
+    *,
+    precision: Precision = "float32",
+    votes: int = 1,
+    fragments: int | None = 1,
+    progress: bool = False,
+) -> Segmentation:
+    """Label the parts of a mesh, or the points of a cloud.
 
-    Vertices at one place are treated as one, so that a mesh whose faces share no vertices (an STL) is a surface too.
-    A mesh with more than 1.2 times the faces the network was trained on is simplified to that number first; its own
-    faces, vertices or edges then get the average of the nearest four that look the same way. The time of the network so
-    does not grow with the mesh. It runs on the device of the network; the results are on the CPU.
+    Of a cloud, or of the vertices of a mesh if the network is one of clouds, it is done in overlapping tiles, from
+    several views and in bounded memory: see `geoattn.models.points.point_probabilities`.
+
+    Of a mesh, vertices at one place are treated as one, so that a mesh whose faces share no vertices (an STL) is a
+    surface too. A mesh with more than 1.2 times the faces the network was trained on is simplified to that number
+    first; its own faces, vertices or edges then get the average of the nearest four that look the same way. The time of
+    the network so does not grow with the mesh. It runs on the device of the network; the results are on the CPU.
 
     Args:
-        data: A mesh with ``pos`` ``[V, 3]`` and ``face`` ``[3, F]``. It is not changed.
+        data: A mesh with ``pos`` ``[V, 3]`` and ``face`` ``[3, F]``, or a cloud with ``pos`` ``[N, 3]`` and what there
+            is of ``color``, ``normal`` and ``intensity``. It is not changed.
         model: The network; default: the one that comes with the package, for human bodies.
         precision: ``bfloat16`` computes products and attention in bfloat16.
+        votes: Of clouds: from how many views.
+        fragments: Of clouds: how many points of each voxel are read.
+        progress: Whether to show a progress bar, of a cloud.
 
     Raises:
-        TypeError: If it is given something else than a `Data`, such as the path of a file, or the network is no
-            `SurfaceTransformer`.
-        ValueError: If there are no faces.
+        TypeError: If it is given something else than a `Data`, such as the path of a file, or the network is neither a
+            `SurfaceTransformer` nor a `PointNetwork`.
+        ValueError: If there are no faces, or no points, or coordinates are not finite.
     """
     check_data(data)
     model = SurfaceTransformer.from_pretrained(HUMAN) if model is None else model
+    if isinstance(model, PointNetwork):
+        probability = point_probabilities(
+            data, model, votes=votes, fragments=fragments, precision=precision, progress=progress
+        )
+        score, label = probability.max(-1)
+        return Segmentation(label, score, probability)
     if not isinstance(model, SurfaceTransformer):
         raise TypeError(
-            f"expected a SurfaceTransformer, got a {type(model).__name__}, which does not label parts of meshes"
+            f"expected a SurfaceTransformer or a PointNetwork, got a {type(model).__name__}, which does not label parts"
         )
     config = model.config
     if data.face is None or data.face.numel() == 0:
-        raise ValueError("expected a mesh with faces; a point cloud has none")
+        raise ValueError("expected a mesh with faces; for a point cloud give a network of clouds as model")
     pos, face = data.pos.double().cpu(), data.face.cpu()
     small, of_vertex = pos.unique(dim=0, return_inverse=True)
     small_face = of_vertex[face]
