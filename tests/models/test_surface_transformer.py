@@ -125,7 +125,7 @@ def test_segment_leaves_its_input_and_the_model_as_they_were():
 
 
 def test_what_cannot_be_segmented_is_named():
-    with pytest.raises(ValueError, match="a point cloud has none"):
+    with pytest.raises(ValueError, match="for a point cloud give a network of clouds"):
         segment(Data(pos=torch.rand(5, 3)), network())
     with pytest.raises(TypeError, match="expected a SurfaceTransformer, got a SurfaceClassifier"):
         segment(mesh(), network("surface_classifier"))
