@@ -30,7 +30,7 @@ def tensors_in(value):
     if isinstance(value, Windows):
         return [value.query_ptr, value.key_begin, value.key_end]
     if isinstance(value, KernelMap):
-        return [value.voxel, value.neighbor]
+        return [value.voxel, value.neighbor, value.row, value.place]
     if isinstance(value, Data):
         value = value.to_dict()
     if isinstance(value, dict):

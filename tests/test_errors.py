@@ -258,6 +258,7 @@ USES_OF_KERNELS = [
     "attend(QUERY, QUERY, QUERY, Windows.along(2, counts=[N]))",
     "ops.edge_dot(QUERY, QUERY, PATTERN)",
     "ops.vector_attend(X, X, X, PATTERN, POS, pos_nn=torch.nn.Linear(3, 8))",
+    "ops.submanifold_conv(X[:2], torch.ones(1, 3, 3, 3, 8), patterns.KernelMap.from_grid(torch.eye(3)[:2].long(), 3))",
     "ops.knn(POS, 4)",
     "ops.farthest_point_sample(POS, 4)",
     "GATv2Conv(8, 4)(X, EDGE_INDEX)",

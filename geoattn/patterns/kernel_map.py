@@ -20,24 +20,42 @@ class KernelMap:
     the centre of the kernel it reads itself. Found once for a set of voxels and shared by all layers that work on it.
     Pairs are kept of the offsets before the centre only: ``p`` reads ``q`` at ``o`` where ``q`` reads ``p`` at ``-o``.
 
-    Made by `from_grid`.
+    Voxels are counted by sample, then by their coordinates, whatever order their features lie in: neighbors lie near
+    each other then. Made by `from_grid`.
 
     Args:
         kernel_size: Voxels of the kernel along each axis, odd.
-        num_voxels: Number of voxels ``N``.
-        voxel: Of every pair the voxel that reads, ``[P]``, int32, one offset after the other.
+        voxel: Of every pair the voxel that reads, ``[P]``, int32, one offset after the other, ascending in each.
         neighbor: Of every pair the voxel that is read, ``[P]``, int32.
         ptr: Where the pairs of each offset before the centre begin and end, ``[(K - 1) / 2 + 1]`` for ``K`` offsets.
+        row: Where features of each voxel lie, ``[N]``, int32.
+        place: The voxel whose features lie in each row, ``[N]``, int32.
+
+    Raises:
+        ValueError: If the sizes do not fit together.
     """
 
     def __init__(
-        self, kernel_size: tuple[int, int, int], num_voxels: int, voxel: Tensor, neighbor: Tensor, ptr: Sequence[int]
+        self,
+        kernel_size: tuple[int, int, int],
+        voxel: Tensor,
+        neighbor: Tensor,
+        ptr: Sequence[int],
+        row: Tensor,
+        place: Tensor,
     ) -> None:
         self.kernel_size = kernel_size
-        self.num_voxels = num_voxels
         self.voxel = voxel
         self.neighbor = neighbor
         self.ptr = tuple(ptr)
+        self.row = row
+        self.place = place
+        rising = all(a <= b for a, b in itertools.pairwise((0, *self.ptr)))
+        if len(self.ptr) != self.num_offsets // 2 + 1 or not rising or not len(voxel) == len(neighbor) == self.ptr[-1]:
+            raise ValueError(
+                f"expected ptr to rise from 0 to the number of pairs in {self.num_offsets // 2 + 1} numbers, got "
+                f"{self.ptr} for {len(voxel)} and {len(neighbor)}"
+            )
 
     @classmethod
     def from_grid(cls, grid: Tensor, kernel_size: int | Sequence[int], batch: Tensor | None = None) -> KernelMap:
@@ -61,7 +79,6 @@ class KernelMap:
         _check_grid(grid, batch)
         if torch.compiler.is_compiling():
             raise RuntimeError("the host must know the values of a KernelMap: make it outside of what is compiled")
-        count = grid.size(0)
         key, stride = _keys(grid, size, batch)
         key, order = key.sort(stable=True)
         twice = (key[1:] == key[:-1]).nonzero()
@@ -76,13 +93,18 @@ class KernelMap:
                 "keep one point of each first: geoattn.ops.grid_sample"
             )
         row = order.int()
-        voxel, neighbor, ptr = [], [], [0]
-        for place, found in _neighbors(key, size, stride):
-            voxel.append(row[place])
-            neighbor.append(row[found])
-            ptr.append(ptr[-1] + len(place))
-        none = row[:0]
-        return cls(size, count, torch.cat([none, *voxel]), torch.cat([none, *neighbor]), ptr)
+        place = torch.empty_like(row).index_copy_(0, order, torch.arange(len(row), dtype=row.dtype, device=row.device))
+        voxel, neighbor, ptr = [row[:0]], [row[:0]], [0]
+        for reader, found in _neighbors(key, size, stride):
+            voxel.append(reader.int())
+            neighbor.append(found.int())
+            ptr.append(ptr[-1] + len(reader))
+        return cls(size, torch.cat(voxel), torch.cat(neighbor), ptr, row, place)
+
+    @property
+    def num_voxels(self) -> int:
+        """Number of voxels ``N``."""
+        return self.row.numel()
 
     @property
     def num_offsets(self) -> int:
@@ -99,25 +121,27 @@ class KernelMap:
         """Where the pairs are."""
         return self.voxel.device
 
-    def pairs(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Of every offset but the centre: its number, the voxels that read, and the voxels that are read.
-
-        Offsets are numbered as the entries of a kernel ``[k, k, k]`` in row-major order, along the axes of the
-        coordinates. Each voxel comes at most once on either side.
-        """
-        last = self.num_offsets - 1
-        for number, (begin, end) in enumerate(itertools.pairwise(self.ptr)):
-            voxel, neighbor = self.voxel[begin:end], self.neighbor[begin:end]
-            yield number, voxel, neighbor
-            yield last - number, neighbor, voxel
-
     def to(self, device: torch.device | str) -> KernelMap:
         """Move to a device."""
-        return KernelMap(self.kernel_size, self.num_voxels, self.voxel.to(device), self.neighbor.to(device), self.ptr)
+        voxel, neighbor, row, place = (x.to(device) for x in (self.voxel, self.neighbor, self.row, self.place))
+        return KernelMap(self.kernel_size, voxel, neighbor, self.ptr, row, place)
 
     def __repr__(self) -> str:
         kernel = "x".join(map(str, self.kernel_size))
         return f"KernelMap(voxels={self.num_voxels}, kernel={kernel}, pairs={self.num_pairs})"
+
+
+def offsets(voxel: Tensor, neighbor: Tensor, ptr: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Of every offset but the centre: its number, the voxels that read, and the voxels that are read.
+
+    Offsets are numbered as the entries of a kernel ``[k, k, k]`` in row-major order, along the axes of the coordinates.
+    Each voxel comes at most once on either side, and both ascend. Arguments are those of a `KernelMap`.
+    """
+    last = 2 * (len(ptr) - 1)
+    for number, (begin, end) in enumerate(itertools.pairwise(ptr)):
+        reader, read = voxel[begin:end], neighbor[begin:end]
+        yield number, reader, read
+        yield last - number, read, reader
 
 
 def checked_kernel_size(kernel_size: Any) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geoattn.patterns import KernelMap
+from geoattn.patterns.kernel_map import offsets
 
 sizes = st.one_of(st.sampled_from([1, 3, 5]), st.tuples(*[st.sampled_from([1, 3, 7])] * 3))
 voxels = st.lists(
@@ -29,11 +30,15 @@ def looked_up(rows, size):
 
 
 def written_out(kernel_map):
-    return {
-        (number, i, j)
-        for number, voxel, neighbor in kernel_map.pairs()
-        for i, j in zip(voxel.tolist(), neighbor.tolist(), strict=True)
-    }
+    """The same, of rows of features."""
+    row = kernel_map.row.tolist()
+    assert kernel_map.place[kernel_map.row.long()].tolist() == list(range(len(row)))
+    found = set()
+    for number, voxel, neighbor in offsets(kernel_map.voxel, kernel_map.neighbor, kernel_map.ptr):
+        assert (voxel.diff() > 0).all()
+        assert (neighbor.diff() > 0).all()
+        found |= {(number, row[i], row[j]) for i, j in zip(voxel.tolist(), neighbor.tolist(), strict=True)}
+    return found
 
 
 @given(voxels, sizes, st.sampled_from([torch.int16, torch.int32, torch.int64]))
@@ -64,7 +69,7 @@ def test_a_voxel_at_the_end_of_a_row_is_no_neighbor_of_the_next_row():
 def test_no_voxels():
     empty = KernelMap.from_grid(torch.zeros(0, 3, dtype=torch.int64), 3, torch.zeros(0, dtype=torch.int64))
     assert empty.num_pairs == 0
-    assert len(list(empty.pairs())) == 26
+    assert len(empty.ptr) == 14
     assert str(empty) == "KernelMap(voxels=0, kernel=3x3x3, pairs=0)"
 
 

@@ -1,0 +1,165 @@
+"""Submanifold convolution as one node of autograd, in the forms of `modes`.
+
+`convolve` and `correlate` are linear in each of two tensors and made of each other's derivatives, so both can be
+differentiated any number of times. They keep their inputs and the map: what is gathered is gathered again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geoattn.ops.backends import convolution_cpu, convolution_torch
+from geoattn.ops.backends.choose import kernels_for
+from geoattn.ops.backends.modes import traced, transforms_active
+from geoattn.patterns import KernelMap
+
+# Of a `KernelMap`: voxel, neighbor, row, place, ptr.
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Sequence[int]]
+
+
+def arguments(kernel_map: KernelMap) -> Pairs:
+    """A map as the functions below take it."""
+    return kernel_map.voxel, kernel_map.neighbor, kernel_map.row, kernel_map.place, kernel_map.ptr
+
+
+def convolve(x: Tensor, weight: Tensor, pairs: Pairs, backend: str | None) -> Tensor:
+    """``out[p] = sum over o of weight[:, o] @ x[p + o]``, ``[N, O]``, of ``[N, I]`` and ``[O, K, I]``."""
+    if backend == "reference" or transforms_active(x, weight):
+        return convolution_torch.convolve_formula(x, weight, *pairs)
+    if traced(x, weight):
+        found: Tensor = _convolve_operator(x, weight, *pairs, backend)
+        return found
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Convolve.apply(x, weight, *pairs, backend)
+    return _convolve(x, weight, *pairs, backend)
+
+
+def correlate(y: Tensor, x: Tensor, pairs: Pairs, backend: str | None) -> Tensor:
+    """``out[:, o] = sum over p of y[p] x[p + o]^T``, ``[O, K, I]``, of ``[N, O]`` and ``[N, I]``."""
+    if backend == "reference" or transforms_active(y, x):
+        return convolution_torch.correlate_formula(y, x, *pairs)
+    if traced(y, x):
+        found: Tensor = _correlate_operator(y, x, *pairs, backend)
+        return found
+    if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad):
+        return _Correlate.apply(y, x, *pairs, backend)
+    return _correlate(y, x, *pairs, backend)
+
+
+def _choose(x: Tensor, backend: str | None) -> ModuleType:
+    """The implementation; the compiled one computes in float32."""
+    name = kernels_for(backend, x, "convolution of voxels")
+    return convolution_cpu if name == "cpu" and x.dtype != torch.float64 else convolution_torch
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    voxel: Tensor,
+    neighbor: Tensor,
+    row: Tensor,
+    place: Tensor,
+    ptr: Sequence[int],
+    backend: str | None,
+) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    source = x.index_select(0, row).to(wide)
+    out = _choose(x, backend).convolve(source, weight.to(wide), voxel, neighbor, ptr)
+    return out.index_select(0, place).to(x.dtype)
+
+
+def _correlate(
+    y: Tensor,
+    x: Tensor,
+    voxel: Tensor,
+    neighbor: Tensor,
+    row: Tensor,
+    place: Tensor,
+    ptr: Sequence[int],
+    backend: str | None,
+) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    left, right = (t.index_select(0, row).to(wide) for t in (y, x))
+    return _choose(x, backend).correlate(left, right, voxel, neighbor, ptr).contiguous().to(x.dtype)
+
+
+# ---- Backward passes, of both forms ----------------------------------------------------------------------------------
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.ptr, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """The kernel that goes from outputs back to inputs: voxel ``p`` is read by ``p - o``."""
+    return weight.flip(1).transpose(0, 2)
+
+
+def _convolve_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, *tensors = ctx.saved_tensors
+    pairs, backend = (*tensors, ctx.ptr), ctx.backend
+    grad_x = convolve(grad, _transposed(weight), pairs, backend) if ctx.needs_input_grad[0] else None
+    grad_weight = correlate(grad, x, pairs, backend) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_weight, *[None] * (len(pairs) + 1)
+
+
+def _correlate_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    y, x, *tensors = ctx.saved_tensors
+    pairs, backend = (*tensors, ctx.ptr), ctx.backend
+    grad_y = convolve(x, grad, pairs, backend) if ctx.needs_input_grad[0] else None
+    grad_x = convolve(y, _transposed(grad), pairs, backend) if ctx.needs_input_grad[1] else None
+    return grad_y, grad_x, *[None] * (len(pairs) + 1)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out = _convolve(*inputs)
+        _keep(ctx, inputs, out)
+        return out
+
+    backward = staticmethod(_convolve_backward)
+
+
+class _Correlate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out = _correlate(*inputs)
+        _keep(ctx, inputs, out)
+        return out
+
+    backward = staticmethod(_correlate_backward)
+
+
+# ---- Compiled, exported, fake ----------------------------------------------------------------------------------------
+
+
+_PAIRS = "Tensor voxel, Tensor neighbor, Tensor row, Tensor place, SymInt[] ptr, str? backend"
+_convolve_operator = torch.library.custom_op(
+    "geoattn::convolve", _convolve, mutates_args=(), schema=f"(Tensor x, Tensor weight, {_PAIRS}) -> Tensor"
+)
+_correlate_operator = torch.library.custom_op(
+    "geoattn::correlate", _correlate, mutates_args=(), schema=f"(Tensor y, Tensor x, {_PAIRS}) -> Tensor"
+)
+
+
+@_convolve_operator.register_fake
+def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.size(0), weight.size(0))
+
+
+@_correlate_operator.register_fake
+def _(
+    y: Tensor, x: Tensor, voxel: Tensor, neighbor: Tensor, row: Tensor, place: Tensor, ptr: list[int], _: Any
+) -> Tensor:
+    return x.new_empty(y.size(1), 2 * len(ptr) - 1, x.size(1))
+
+
+_convolve_operator.register_autograd(_convolve_backward, setup_context=_keep)
+_correlate_operator.register_autograd(_correlate_backward, setup_context=_keep)
