@@ -123,6 +123,13 @@ def function(name: str) -> Callable[..., int]:
     return getattr(_LIBRARY, f"{name}_{wanted}", None) or getattr(_LIBRARY, f"{name}_base")
 
 
+def outdated(name: str) -> str | None:
+    """Why the kernel ``name`` is not among those that were built, and what helps; None if it is."""
+    if _LIBRARY is None or hasattr(_LIBRARY, f"{name}_base"):
+        return None
+    return f"the CPU kernels are older than the package; build them again: {_build_command()}"
+
+
 def in_memory(*tensors: torch.Tensor) -> bool:
     """Whether tensors have memory that may be read now: not fake, not wrapped by ``torch.func``, not being traced."""
     return (

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, vmap
 
 import geoattn
-from geoattn import native
+from geoattn import _arguments, native
 from geoattn.nn import SubMConv3d
 from geoattn.ops import submanifold_conv
 from geoattn.patterns import KernelMap
@@ -127,6 +127,20 @@ def test_pairs_of_voxels_that_do_not_exist_are_refused():
             results(wrong, x, weight)
     with pytest.raises(ValueError, match="ptr to rise from 0 to the number of pairs in 14 numbers"):
         KernelMap(good.kernel_size, good.voxel, good.neighbor, [0, *good.ptr[2:]], good.row, good.place)
+
+
+@pytest.mark.skipif("cpu" not in FAST, reason="needs the compiled kernels")
+def test_kernels_that_were_built_before_are_done_without(monkeypatch):
+    class Older:
+        geoattn_edge_dot_base = None
+
+    _arguments.warn_once.cache_clear()
+    kernel_map = voxels(30)
+    x, weight = tensors(kernel_map, 4, 4)
+    expected = submanifold_conv(x, weight, kernel_map)
+    monkeypatch.setattr(native, "_LIBRARY", Older())
+    with pytest.warns(UserWarning, match="older than the package; build them again: `pip install"):
+        torch.testing.assert_close(submanifold_conv(x, weight, kernel_map), expected)
 
 
 def test_compiled_is_eager_for_any_voxels():

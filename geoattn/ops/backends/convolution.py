@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoattn import native
+from geoattn._arguments import warn_once
 from geoattn.ops.backends import convolution_cpu, convolution_torch
 from geoattn.ops.backends.choose import kernels_for
 from geoattn.ops.backends.modes import traced, transforms_active
@@ -54,7 +56,12 @@ def correlate(y: Tensor, x: Tensor, pairs: Pairs, backend: str | None) -> Tensor
 def _choose(x: Tensor, backend: str | None) -> ModuleType:
     """The implementation; the compiled one computes in float32."""
     name = kernels_for(backend, x, "convolution of voxels")
-    return convolution_cpu if name == "cpu" and x.dtype != torch.float64 else convolution_torch
+    if name != "cpu" or x.dtype == torch.float64:
+        return convolution_torch
+    reason = native.outdated("geoattn_convolve")
+    if reason is not None:
+        warn_once(reason)
+    return convolution_torch if reason else convolution_cpu
 
 
 def _convolve(
