@@ -9,7 +9,17 @@ from torch_geometric.data import Batch, Data
 
 import geoattn
 from geoattn import Neighbors, Windows, attend, geometry, nn, ops
-from geoattn.data import Bodies, HopFeatures, MeshElements, RandomDeform, TwoHopLoader, TwoHopSampler
+from geoattn.data import (
+    Bodies,
+    HopFeatures,
+    MeshElements,
+    Mix3D,
+    ObjectAugment,
+    RandomDeform,
+    SceneAugment,
+    TwoHopLoader,
+    TwoHopSampler,
+)
 from geoattn.models import create_model
 from geoattn.models.segmentation import SegmentationTask, segment
 from geoattn.nn import graph
@@ -401,6 +411,34 @@ def test_evaluation_and_segmentation_follow_the_model(labelled):
             found = segment(data, model)
             assert not any(isinstance(x, OnDevice) for x in found)
             torch.testing.assert_close(found, parts)
+
+
+def scan():
+    random = torch.Generator().manual_seed(0)
+    return Data(
+        pos=torch.rand(300, 3, generator=random),
+        color=torch.rand(300, 3, generator=random),
+        normal=torch.nn.functional.normalize(torch.randn(300, 3, generator=random)),
+    )
+
+
+def test_labels_for_a_cloud_follow_the_model():
+    config = {"channels": (16, 32), "depths": (1, 1), "heads": (2, 2), "strides": (2,), "patch_size": 32}
+    config |= {"decoder_channels": (16,), "decoder_depths": (1,), "decoder_heads": (2,)}
+    features = ("pos", "color", "normal")
+    model = create_model("point_transformer_v3", names=("a", "b"), features=features, grid_size=0.1, **config)
+    expected = segment(scan(), model, votes=2)
+    with pretend_gpu() as device:
+        model.to(device)
+        for data in (scan(), scan().to(device)):
+            found = segment(data, model, votes=2)
+            assert not any(isinstance(x, OnDevice) for x in found)
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("transform", [SceneAugment(0.05, 0.3), ObjectAugment(), Mix3D([scan()], p=1)])
+def test_random_changes_of_clouds(transform):
+    assert_same_on_both(transform, scan())
 
 
 def test_mesh_transforms():

@@ -127,7 +127,7 @@ def test_segment_leaves_its_input_and_the_model_as_they_were():
 def test_what_cannot_be_segmented_is_named():
     with pytest.raises(ValueError, match="for a point cloud give a network of clouds"):
         segment(Data(pos=torch.rand(5, 3)), network())
-    with pytest.raises(TypeError, match="expected a SurfaceTransformer, got a SurfaceClassifier"):
+    with pytest.raises(TypeError, match="expected a SurfaceTransformer or a PointNetwork, got a SurfaceClassifier"):
         segment(mesh(), network("surface_classifier"))
     with pytest.raises(ValueError, match="those of at least 2 different classes"):
         SurfaceTransformerConfig(names=("one",))
