@@ -111,6 +111,9 @@ def test_dales_objects(dales_objects):
     write(xyz=np.full((1000, 3), np.nan))
     with pytest.raises(LoadError, match=r"object 000: point 0 has the coordinates \[nan, nan, nan\]"):
         load_dataset(path, "test")[0]
+    write(label=np.array(["building"] * 500))
+    with pytest.raises(LoadError, match=r"max1024.npz: label: expected numbers, got <U8"):
+        load_dataset(path)
     write(xyz=np.array([None] * 1000))  # pickled
     with pytest.raises(LoadError, match="Object arrays cannot be loaded"):
         load_dataset(path)

@@ -218,7 +218,7 @@ def ply_points(path: Path) -> dict[str, Array]:
             table = np.frombuffer(body, dtype, count)
         else:
             table = np.loadtxt(body.decode().splitlines()[:count], dtype, comments=None, ndmin=1)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise LoadError(f"{path}: {error}") from error
     return {name: table[name] for name, _ in properties}
 

@@ -17,7 +17,7 @@ from torch_geometric.data import Data, Dataset
 from geoattn._arguments import warn_once
 from geoattn._optional import require
 from geoattn.data.io import LoadError
-from geoattn.data.io._check import unpacked_limit
+from geoattn.data.io._check import check_zip, unpacked_limit
 from geoattn.data.labelled import IGNORED, Labelled
 from geoattn.data.registry import SPLITS, MissingSplitError
 
@@ -224,26 +224,29 @@ def read_array(path: Path) -> Array:
     """An array from a ``.npy`` file; nothing is unpickled.
 
     Raises:
-        LoadError: If it is none, or cut off.
+        LoadError: If it is none, cut off, or not of numbers.
     """
     try:  # a map is refused where the file is shorter than its header says
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError) as error:
+        values = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except Exception as error:  # of a damaged header: also of Python's tokenizer
         raise LoadError(f"{path}: {error}") from error
+    return _numbers(path, values)
 
 
 def read_arrays(path: Path, *names: str) -> list[Array]:
     """Arrays of a ``.npz`` file by their names; nothing is unpickled.
 
     Raises:
-        LoadError: If one is missing, or the file is damaged.
+        LoadError: If one is missing or not of numbers, or the file is damaged or unpacks to far more than its size.
     """
+    raw = path.read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        check_zip(raw)
+        with np.load(BytesIO(raw), allow_pickle=False) as arrays:
             missing = [name for name in names if name not in arrays]
             if missing:
                 raise LoadError(f"{path}: no array {missing[0]!r}; it has {', '.join(arrays)}")
-            return [arrays[name] for name in names]
+            return [_numbers(f"{path}: {name}", arrays[name]) for name in names]
     except LoadError:
         raise
     except Exception as error:  # zip, zlib and numpy each have errors of their own
@@ -254,7 +257,7 @@ def read_hdf5(path: Path, *names: str) -> list[Array]:
     """Arrays of an HDF5 file by their names.
 
     Raises:
-        LoadError: If one is missing, announces more than the file can hold, or the file is damaged.
+        LoadError: If one is missing, not of numbers or announces more than the file can hold, or the file is damaged.
         ImportError: If h5py is not installed.
     """
     h5py = require("h5py", "points")
@@ -265,9 +268,17 @@ def read_hdf5(path: Path, *names: str) -> list[Array]:
                     raise LoadError(f"{path}: no data set {name!r}; it has {', '.join(file)}")
                 if file[name].nbytes > unpacked_limit(path.stat().st_size):
                     raise LoadError(f"{path}: {name} announces {file[name].nbytes} bytes, more than the file can hold")
-            return [np.asarray(file[name]) for name in names]
-    except (OSError, RuntimeError, TypeError) as error:
+            return [_numbers(f"{path}: {name}", np.asarray(file[name])) for name in names]
+    except LoadError:
+        raise
+    except Exception as error:  # h5py has no error of its own
         raise LoadError(f"{path}: {error}") from error
+
+
+def _numbers(where: object, values: Array) -> Array:
+    if values.dtype.kind not in "biuf":
+        raise LoadError(f"{where}: expected numbers, got {values.dtype}")
+    return values
 
 
 def read_json(path: Path) -> Any:
