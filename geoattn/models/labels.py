@@ -23,6 +23,7 @@ from geoattn.data import (
     class_weights,
     crop_to_sphere,
 )
+from geoattn.metrics import PartIoU
 from geoattn.models.network import Network
 from geoattn.models.points.inputs import PointConfig, PointNetwork
 from geoattn.models.registry import create_model, list_models, model_config
@@ -116,11 +117,15 @@ class LabelTask(Task):
 
     def update(self, metrics: Mapping[str, Metric], logits: Tensor, batch: Data) -> None:
         """Update metrics of labels with logits."""
-        prediction, label = logits.argmax(-1), batch.y
+        label = batch.y
         if "point_y" in batch:  # one point of each voxel was read, and all have labels
-            prediction, label = prediction[batch.voxel_index], batch.point_y
+            logits, label = logits[batch.voxel_index], batch.point_y
+        prediction = logits.argmax(-1)
         for metric in metrics.values():
-            metric.update(prediction, label)
+            if isinstance(metric, PartIoU):
+                metric.update(logits, label, batch.category, batch.batch[batch.voxel_index])
+            else:
+                metric.update(prediction, label)
 
 
 def new_network(samples: LabelledSamples, name: str, task: str, options: dict[str, Any]) -> Network:
@@ -150,7 +155,7 @@ def new_network(samples: LabelledSamples, name: str, task: str, options: dict[st
         if options.get("features") is None:
             there = [key for key in FEATURES if key == "pos" or all(key in sample for sample in some)]
             options = {**options, "features": tuple(there)}
-        facts["categories"] = len(getattr(samples, "category_names", ()))
+        facts["parts_of_category"] = getattr(samples, "parts_of_category", ())
     elif samples.labelled != "whole":
         facts["faces"] = max(sample.face.size(1) for sample in some)
     known = {field.name for field in fields(config)}

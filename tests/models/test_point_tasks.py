@@ -93,3 +93,17 @@ def test_a_loss_of_ignored_labels_is_zero():
     assert float(task.loss(network, sample).detach()) == 0
     sample.y[0] = 1
     assert math.isfinite(float(task.loss(network, sample).detach()))
+
+
+def test_parts_are_measured_by_the_category_of_their_object():
+    samples, task = Clouds(2, "vertex"), SegmentationTask()
+    samples.parts_of_category = ((0,), (0, 1))
+    for i, sample in enumerate(samples):
+        sample.category = torch.tensor([i])
+        sample.y = sample.y * i
+    network = task.model(samples, **SMALL, grid_size=0.1)
+    assert network.config.categories == 2
+    figures = evaluate(task, network, samples, workers=0)
+    assert {"accuracy", "mean_iou", "confusion", "instance_iou", "class_iou"} == set(figures)
+    # All points of the first object are of its only part.
+    assert float(figures["instance_iou"]) >= 0.5

@@ -25,12 +25,14 @@ class PointConfig:
             None: pos, and what all training samples have of color, normal and intensity.
         grid_size: Side of the voxels of which one point each is read, in the unit of the coordinates.
         max_points: At most so many points of a cloud are read.
+        parts_of_category: The classes that are parts of each category of objects, where samples have a ``category``.
         unit_sphere: Clouds are objects, which are moved to 0 and scaled to norm 1, rather than scenes. None: those that
             are labelled as a whole are.
     """
 
     names: tuple[str, ...] = field(metadata=FROM_DATA)
     labelled: Literal["vertex", "whole"] = field(default="vertex", metadata=FROM_DATA)
+    parts_of_category: tuple[tuple[int, ...], ...] = field(default=(), metadata=FROM_DATA)
     features: tuple[Feature, ...] | None = None
     grid_size: float | None = None
     max_points: int | None = None
@@ -43,6 +45,7 @@ class PointConfig:
             raise ValueError(f'labelled must be "vertex" (each point) or "whole" (the cloud), got {self.labelled!r}')
         for name in ("names", "features"):  # JSON has lists
             object.__setattr__(self, name, tuple(getattr(self, name) or ("pos",)))
+        object.__setattr__(self, "parts_of_category", tuple(map(tuple, self.parts_of_category)))
         if self.unit_sphere is None:
             object.__setattr__(self, "unit_sphere", self.labelled == "whole")
         self.inputs()
@@ -51,6 +54,11 @@ class PointConfig:
         """The transform that makes of a cloud what the network reads."""
         assert self.features is not None
         return PointInputs(self.features, self.grid_size, self.max_points, bool(self.unit_sphere))
+
+    @property
+    def categories(self) -> int:
+        """Number of categories that objects have; 0 where they have none."""
+        return len(self.parts_of_category)
 
     @property
     def in_channels(self) -> int:

@@ -11,9 +11,10 @@ from torch_geometric.data import Batch
 
 from geoattn.data import load_dataset
 from geoattn.data.labelled import Labelled, LabelledSamples
-from geoattn.metrics import SoftEdgeAccuracy, edge_labels, segmentation_metrics
+from geoattn.metrics import PartIoU, SoftEdgeAccuracy, edge_labels, segmentation_metrics
 from geoattn.models.labels import LabelTask, new_network
 from geoattn.models.network import Network
+from geoattn.models.points.inputs import PointNetwork
 from geoattn.models.registry import register_task
 from geoattn.train import Samples
 from geoattn.train.task import Split
@@ -53,8 +54,14 @@ class SegmentationTask(LabelTask):
         return new_network(labelled, network or ("point_transformer_v3" if cloud else self.network), self.name, options)
 
     def metrics(self, model: nn.Module) -> dict[str, Metric]:
-        """Accuracy, mean IoU, the confusion matrix and MeshCNN's soft edge accuracy, for samples with ``edge_soft``."""
-        return {**segmentation_metrics(cast("Network", model).config.names), "soft_edge_accuracy": SoftEdgeAccuracy()}
+        """Accuracy, mean IoU and the confusion matrix; of parts of categories `PartIoU`, of meshes MeshCNN's metric."""
+        config = cast("Network", model).config
+        found = segmentation_metrics(config.names)
+        if not isinstance(model, PointNetwork):
+            return {**found, "soft_edge_accuracy": SoftEdgeAccuracy()}
+        if parts := config.parts_of_category:
+            return {**found, "instance_iou": PartIoU(parts), "class_iou": PartIoU(parts, "class")}
+        return found
 
     def measure(self, metrics: Mapping[str, Metric], model: nn.Module, batch: Batch) -> None:
         """Update the metrics."""
