@@ -23,7 +23,7 @@ from geoattn.data import (
 from geoattn.models import create_model
 from geoattn.models.segmentation import SegmentationTask, segment
 from geoattn.nn import graph
-from geoattn.patterns import KernelMap, dilated, global_nodes, random_edges, union
+from geoattn.patterns import KernelMap, ball_order, ball_tree, dilated, global_nodes, random_edges, union
 from geoattn.train import TrainConfig, TrainResult, checkpoint, evaluate
 from tests.ops.problems import SCORES, problem, random_pattern
 from tests.pretend import OnDevice, pretend_gpu
@@ -204,6 +204,8 @@ PATTERNS = {
     "windows": lambda index, pos, mesh: Windows.from_batch(
         index.new_tensor([0, 0, 2]), index.new_tensor([0, 1, 1, 1]), 3
     ),
+    "ball_tree": lambda index, pos, mesh: [*vars(ball_tree(pos)).values(), ball_tree(pos).balls(4)],
+    "ball_order": lambda index, pos, mesh: ball_order(pos, index.new_tensor([8, 16]), 4),
     "kernel_map": lambda index, pos, mesh: KernelMap.from_grid(voxels().to(index), 5, index[0, :NODES] // 12),
 }
 
@@ -273,6 +275,7 @@ LAYERS = {
     "NeighborhoodAttention2d": lambda: (
         nn.NeighborhoodAttention2d(8, 2, 3, stride=2, rel_pos_bias=True), random(2, 5, 4, 8),
     ),
+    "BallBlock": lambda: (nn.BallBlock(8, 2), random(NODES, 8), points(), Windows(torch.tensor([0, 16, NODES]))),
     "SurfaceAttention": lambda: (
         nn.SurfaceAttention(8, heads=2), random(NODES, 8), points(), random(NODES, 3), random(NODES, 4), PATTERN,
     ),

@@ -86,6 +86,7 @@ ERRORS = {
     "geometry.serialize(POS.numpy())": (TypeError, "pass torch.from_numpy(grid)"),
     "geometry.serialize(POS)": (ValueError, "expected grid [N, 3] of int64, got torch.float32 [20, 3]"),
     "PATTERN.reorder(POS.numpy())": (TypeError, "pass torch.from_numpy(pos)"),
+    "patterns.ball_tree(POS.numpy())": (TypeError, "pass torch.from_numpy(pos)"),
     "PATTERN.permute([1, 0])": (TypeError, "pass torch.tensor(order)"),
     "PATTERN.reorder_edges(EDGE_ATTR.numpy())": (TypeError, "pass torch.from_numpy(edge_value)"),
     "Neighbors.from_edge_index(EDGE_INDEX.numpy())": (TypeError, "pass torch.from_numpy(edge_index)"),

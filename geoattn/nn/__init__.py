@@ -2,6 +2,7 @@
 
 from geoattn.nn import graph
 from geoattn.nn.accelerate import accelerate, restore
+from geoattn.nn.ball_attention import BallAttention, BallBlock
 from geoattn.nn.dropout import dropout
 from geoattn.nn.graph import (
     GATConv,
@@ -25,6 +26,8 @@ from geoattn.nn.sparse_conv import SubMConv3d
 from geoattn.nn.surface import SurfaceAttention
 
 __all__ = [
+    "BallAttention",
+    "BallBlock",
     "CrossAttention",
     "DistanceBias",
     "GATConv",

@@ -52,7 +52,12 @@ V3 = {
     "patch_size": 32,
     "relative_positions": True,
 }
+ERWIN = {
+    "names": ("a", "b", "c"), "channels": (8, 16), "strides": (2,), "ball_sizes": (32, 32), "encoder_depths": (2, 1),
+    "encoder_heads": (2, 2), "decoder_depths": (1,), "decoder_heads": (2,), "message_steps": 1, "rotate": 45,
+}  # fmt: skip
 NETWORKS = {
+    "erwin": (ERWIN, cloud),
     "point_transformer_v3": (V3, cloud),
     "surface_classifier": (SURFACE, mesh),
     "surface_transformer": (SURFACE, mesh),
