@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, device, graph_layers, graphs, harness, peers, serialization
+from benchmarks import attention, device, graph_layers, graphs, harness, neighborhood, peers, serialization
 from benchmarks.harness import BOTH, FORWARD
 from geoattn import Neighbors, attend
 from tests.pretend import pretend_gpu
@@ -60,6 +60,13 @@ def test_layers_in_pygs_place_agree_with_it():
         assert not result["failed"]
         ours = "accelerated" if case == "AttentiveFP" else graph_layers.fast_backends("cpu")[0]
         assert {"PyG", ours} <= set(result["medians"])
+
+
+def test_neighborhoods_agree_with_dense_attention():
+    for case in ("7x7-bias", "8x8-stride-4"):
+        result = harness.measure(harness.Job(case, 12 * 12, seconds=0.0), neighborhood.CASES)
+        assert not result["failed"]
+        assert len(result["medians"]) == 3
 
 
 def test_graph_layers_are_judged(tmp_path, monkeypatch):
