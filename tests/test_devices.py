@@ -1,6 +1,7 @@
 """Everything runs where its inputs are: on a pretended GPU (`pretend.py`), with the numbers of the CPU."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -255,6 +256,23 @@ def test_geometry(name):
     assert_same_on_both(GEOMETRY[name], mesh.pos.double(), mesh.face)
 
 
+class PlainGRUCell(torch.nn.GRUCell):
+    """By its formula: torch's fused kernel for GPUs is not there on a pretended one."""
+
+    def forward(self, x, hidden):
+        of_x = torch.nn.functional.linear(x, self.weight_ih, self.bias_ih).chunk(3, 1)
+        of_hidden = torch.nn.functional.linear(hidden, self.weight_hh, self.bias_hh).chunk(3, 1)
+        reset, update = ((a + b).sigmoid() for a, b in zip(of_x[:2], of_hidden[:2], strict=True))
+        return torch.lerp((of_x[2] + reset * of_hidden[2]).tanh(), hidden, update)
+
+
+def slot_attention():
+    layer = nn.SlotAttention(8, 3, 4, 6)
+    layer.gru = PlainGRUCell(4, 4)
+    return layer
+
+
+SETS = Windows(torch.tensor([0, 9, NODES]))
 LAYERS = {
     "GATConv": lambda: (nn.GATConv(8, 4, heads=2, edge_dim=3), random(NODES, 8), edge_index(), random(80, 3)),
     "GATv2Conv": lambda: (nn.GATv2Conv(8, 4, heads=2, edge_dim=3), random(NODES, 8), edge_index(), random(80, 3)),
@@ -276,6 +294,15 @@ LAYERS = {
         nn.NeighborhoodAttention2d(8, 2, 3, stride=2, rel_pos_bias=True), random(2, 5, 4, 8),
     ),
     "BallBlock": lambda: (nn.BallBlock(8, 2), random(NODES, 8), points(), Windows(torch.tensor([0, 16, NODES]))),
+    "ISAB": lambda: (nn.ISAB(8, 8, 2, 3, ln=True), random(NODES, 8), SETS),
+    "PMA": lambda: (nn.PMA(8, 2, 3), random(NODES, 8), SETS),
+    "Sinkhorn": lambda: (
+        nn.SAB(8, 8, 2, attention=partial(nn.sinkhorn_attend, steps=4)), random(NODES, 8), SETS,
+    ),
+    "SlotAttention": lambda: (slot_attention(), random(NODES, 8), SETS, random(2, 3, 4)),
+    "PerceiverBlock": lambda: (
+        nn.PerceiverBlock(8, 6, heads=2), random(6, 8), SETS.latents(3), random(NODES, 6),
+    ),
     "SurfaceAttention": lambda: (
         nn.SurfaceAttention(8, heads=2), random(NODES, 8), points(), random(NODES, 3), random(NODES, 4), PATTERN,
     ),

@@ -19,13 +19,21 @@ from geoattn.nn.neighborhood import (
     NeighborhoodAttention2d,
     NeighborhoodAttention3d,
 )
+from geoattn.nn.perceiver import PerceiverBlock
 from geoattn.nn.position_bias import DistanceBias, OffsetMLP, OffsetTable, RelativePositionTable
 from geoattn.nn.rotary import RotaryPositions
 from geoattn.nn.serialized import SerializedAttention
+from geoattn.nn.set_attention import ISAB, MAB, PMA, SAB
+from geoattn.nn.sinkhorn import sinkhorn_attend
+from geoattn.nn.slots import SlotAttention
 from geoattn.nn.sparse_conv import SubMConv3d
 from geoattn.nn.surface import SurfaceAttention
 
 __all__ = [
+    "ISAB",
+    "MAB",
+    "PMA",
+    "SAB",
     "BallAttention",
     "BallBlock",
     "CrossAttention",
@@ -40,10 +48,12 @@ __all__ = [
     "NeighborhoodAttention3d",
     "OffsetMLP",
     "OffsetTable",
+    "PerceiverBlock",
     "PointTransformerConv",
     "RelativePositionTable",
     "RotaryPositions",
     "SerializedAttention",
+    "SlotAttention",
     "SubMConv3d",
     "SuperGATConv",
     "SurfaceAttention",
@@ -52,4 +62,5 @@ __all__ = [
     "dropout",
     "graph",
     "restore",
+    "sinkhorn_attend",
 ]

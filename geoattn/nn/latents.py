@@ -12,21 +12,27 @@ class CrossAttention(nn.Module):
     """Multi-head dot-product attention of one set on another (Vaswani et al. 2017), ragged over samples.
 
     Args:
-        channels: Features of queries and keys.
-        heads: Number of heads; divides ``channels``.
+        channels: Features of ``x`` and of the output.
+        heads: Number of heads; divides ``inner_channels``.
+        source_channels: Features of ``source``; default: ``channels``.
+        inner_channels: Features of queries, keys and values; default: ``channels``.
 
     Shapes:
-        ``x`` ``[N, channels]``, ``source`` ``[M, channels]``, ``weight`` ``[M]``; output ``[N, channels]``.
+        ``x`` ``[N, channels]``, ``source`` ``[M, source_channels]``, ``weight`` ``[M]``; output ``[N, channels]``.
     """
 
-    def __init__(self, channels: int, heads: int = 4) -> None:
+    def __init__(
+        self, channels: int, heads: int = 4, source_channels: int | None = None, inner_channels: int | None = None
+    ) -> None:
         super().__init__()
-        if channels % heads:
-            raise ValueError(f"heads must divide channels, got {heads} and {channels}")
+        source_channels = channels if source_channels is None else source_channels
+        inner_channels = channels if inner_channels is None else inner_channels
+        if inner_channels % heads:
+            raise ValueError(f"heads must divide channels, got {heads} and {inner_channels}")
         self.heads = heads
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.query = nn.Linear(channels, inner_channels)
+        self.key_value = nn.Linear(source_channels, 2 * inner_channels)
+        self.out = nn.Linear(inner_channels, channels)
 
     def forward(self, x: Tensor, source: Tensor, pattern: Windows, weight: Tensor | None = None) -> Tensor:
         """Attend from ``x`` to ``source``; ``weight`` is `attend`'s ``key_weight``."""
@@ -35,12 +41,12 @@ class CrossAttention(nn.Module):
         return self.out(attend(query, key, value, pattern, key_weight=weight).flatten(1))
 
 
-def feed_forward(channels: int, expansion: int, dropout: float) -> nn.Sequential:
-    """The transformer's two-layer perceptron, normalised first."""
+def feed_forward(channels: int, expansion: int, dropout: float, approximate: str = "none") -> nn.Sequential:
+    """The transformer's two-layer perceptron, normalised first; ``approximate`` is that of `torch.nn.GELU`."""
     return nn.Sequential(
         nn.LayerNorm(channels),
         nn.Linear(channels, expansion * channels),
-        nn.GELU(),
+        nn.GELU(approximate),
         nn.Dropout(dropout),
         nn.Linear(expansion * channels, channels),
     )

@@ -75,6 +75,7 @@ class Windows:
         self._neighbors: Neighbors | None = None
         self._transpose: Windows | None = None
         self._among_queries: Windows | None = None
+        self._latents: dict[int, Windows] = {}
         self._num_queries: int | None = None
         self._num_pairs: int | None = None
         self._num_keys = num_keys
@@ -272,6 +273,27 @@ class Windows:
                 return found
             self._among_queries = found
         return self._among_queries
+
+    def latents(self, count: int) -> Windows:
+        """``count`` queries of its own for every run, which see the run's keys: latents, inducing points, seeds.
+
+        Raises:
+            TypeError: If ``count`` is no integer.
+            ValueError: If it is below 1.
+        """
+        count = checked_integer("count", count, least=1)
+        found = self._latents.get(count)
+        if found is None:
+            with _lasting():
+                ptr = count * torch.arange(self.num_runs + 1, dtype=self.query_ptr.dtype, device=self.query_ptr.device)
+            found = Windows(ptr, self.key_run, self._num_keys, check=False)
+            found._num_queries = count * self.num_runs
+            if _traced():
+                return found
+            if self._host is not None:
+                found._host = count * np.arange(self.num_runs + 1), self._host[1]
+            self._latents[count] = found
+        return found
 
     def to(self, *args: Any, **kwargs: Any) -> Windows:
         """Move to a device and/or change the index type, as `torch.Tensor.to`."""

@@ -453,3 +453,16 @@ def test_bad_arguments_are_named():
         Windows.along(2.5, counts=[3])
     with pytest.raises(TypeError, match=r"Neighbors.from_edge_index"):
         attend(*torch.randn(3, 4, 1, 2).unbind(), torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_latents_read_from_every_run():
+    sets = Windows(torch.tensor([0, 5, 6, 9]))
+    reading = sets.latents(2)
+    assert (reading.query_ptr.tolist(), reading.key_run.tolist()) == ([0, 2, 4, 6], [[0, 5], [5, 6], [6, 9]])
+    assert (reading.num_queries, reading.num_keys) == (6, 9)
+    assert reading is sets.latents(2)
+    assert torch.equal(reading.transpose.query_ptr, sets.query_ptr)
+    qkv = inputs(reading)
+    torch.testing.assert_close(attend(pattern=reading, **qkv), attend(pattern=reading.to_neighbors(), **qkv))
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        sets.latents(0)

@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from geoattn.data.point_transforms import FEATURES, Feature, PointInputs
 from geoattn.models.network import Network
+from geoattn.patterns import Windows
 from geoattn.train.task import FROM_DATA
 
 
@@ -87,6 +88,12 @@ class PointNetwork(Network):
     def forward(self, data: Data) -> Tensor:
         """Logits of the classes."""
         raise NotImplementedError
+
+
+def cloud_windows(data: Data) -> Windows:
+    """A run for each cloud of a batch."""
+    counts = cloud_counts(data)
+    return Windows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(data.x.device))
 
 
 def cloud_counts(data: Data) -> Tensor:

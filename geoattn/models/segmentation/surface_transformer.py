@@ -122,8 +122,7 @@ class SurfaceNetwork(Network):
     def features(self, data: Data, ptr: Tensor) -> Tensor:
         """Features ``[N, C]`` of the elements; ``ptr`` ``[B + 1]`` says where each mesh begins."""
         neighbors = Neighbors.from_edge_index(data.neighbor_index, data.x.size(0))
-        of_latent = torch.arange(ptr.numel(), device=ptr.device) * self.config.latents
-        reading = Windows(of_latent, ptr)
+        reading = Windows(ptr).latents(self.config.latents)
         x = self.stem(self.standardize(data.x))
         latents = self.latents.repeat(ptr.numel() - 1, 1)
         for block in self.blocks:
