@@ -1,7 +1,7 @@
 """What a picture and a page share: checked arrays, colours, names and the up axis."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from geoattn._arguments import check_data
 from geoattn.data.palette import label_colors
+from geoattn.geometry.curves import z_order
 
 Up = Literal["auto", "x", "y", "z"]
 Names = Sequence[str] | Mapping[int, str]
@@ -29,6 +30,7 @@ class Scene:
         label: Label of each element, [E], or None. Negative means unlabelled.
         score: Scalar of each element, [E], or None.
         color: Colour of each element in 0 to 1, [E, 3].
+        number: Number of each element in the data, [E].
         legend: The labels that occur, in order: name and share of the elements, by label.
         right: Unit vector to the right of someone looking at the front, [3].
         up: Unit vector up, [3].
@@ -41,6 +43,7 @@ class Scene:
     label: NDArray[np.int64] | None
     score: NDArray[np.float64] | None
     color: NDArray[np.float64]
+    number: NDArray[np.int64]
     legend: dict[int, tuple[str, float]]
     right: NDArray[np.float64]
     up: NDArray[np.float64]
@@ -84,17 +87,45 @@ def read_scene(
         raise ValueError(f"score has {np.count_nonzero(~np.isfinite(scores))} values that are not finite")
 
     used = pos if face is None else pos[np.unique(face)]
-    right, upward = _axes(np.ptp(used, axis=0), up)
+    extent = np.ptp(used, axis=0)
+    if up == "auto" and face is None and extent[2] < 0.8 * extent[:2].min():
+        up = "z"  # scans of rooms, streets and landscapes are wider than tall
+    right, upward = _axes(extent, up)
     return Scene(
         pos=pos,
         face=face,
         label=labels,
         score=scores,
         color=_file_color(data, face) if labels is None else label_colors(labels) / 255.0,
+        number=np.arange(len(pos) if face is None else len(face)),
         legend={} if labels is None else _legend(labels, names),
         right=right,
         up=upward,
         front=np.cross(right, upward),
+    )
+
+
+def thinned(scene: Scene, most: int) -> Scene:
+    """A cloud of at most so many points, spread evenly: where they are dense, more are left out. The legend stays."""
+    if scene.face is not None or len(scene.pos) <= most:
+        return scene
+    code = z_order(torch.from_numpy(scene.pos), bits=20).numpy()
+    order = np.argsort(code, kind="stable")
+    code = code[order]
+    chosen = order
+    for level in range(20):  # the first point of each cell; cells get larger
+        first = order[np.flatnonzero(np.diff(code >> 3 * level, prepend=-1))]
+        if len(first) < most:
+            break
+        chosen = first
+    chosen = np.sort(chosen[np.arange(most) * len(chosen) // most])
+    return replace(
+        scene,
+        pos=scene.pos[chosen],
+        label=None if scene.label is None else scene.label[chosen],
+        score=None if scene.score is None else scene.score[chosen],
+        color=scene.color[chosen],
+        number=scene.number[chosen],
     )
 
 

@@ -10,10 +10,12 @@ from torch_geometric.data import Data
 
 from geoattn._optional import require
 from geoattn.data.io import check_path, write_whole
-from geoattn.viz._scene import Names, On, Scene, Up, read_scene
+from geoattn.viz._scene import Names, On, Scene, Up, read_scene, thinned
 
 PAGE_FORMATS = {"html": ("plotly", "viz"), "htm": ("plotly", "viz")}
 """What :func:`page` writes, for :func:`geoattn.data.io.check_path`."""
+
+_MAX_POINTS = 200_000
 
 # Above this many faces the corners of faces are shared, which needs a third of the bytes.
 _MAX_OWN_CORNERS = 150_000
@@ -50,7 +52,8 @@ def page(
     A click on a legend entry hides or shows its label, a double click shows it alone; hovering shows the
     name, the number of the face (or point) and its score. The file holds everything it needs (5 MB of it is
     plotly.js) and loads nothing. Above 150 000 faces, corners are shared between the faces of a label to keep
-    the file small, and hovering shows the name only.
+    the file small, and hovering shows the name only. Of a cloud of more than 200 000 points so many are shown, spread
+    evenly, and the page says so.
 
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
@@ -64,7 +67,8 @@ def page(
         label_on: What ``label`` and ``score`` describe, "vertex" or "face". Default: ``data.label_on``; without it
             their number decides.
         names: Names of the labels, a sequence or a mapping from label to name.
-        up: Up axis of the file. "auto" takes the axis of largest extent, but y, then z, if within 20 %.
+        up: Up axis of the file. "auto" takes z of a cloud that is the least tall along it, otherwise the axis of
+            largest extent, but y, then z, if within 20 %.
         title: Heading, and name of the browser's tab.
 
     Raises:
@@ -74,7 +78,8 @@ def page(
 
     """
     check_path(path, PAGE_FORMATS)
-    scene = read_scene(data, label, score, label_on, names, up)
+    whole = read_scene(data, label, score, label_on, names, up)
+    scene = thinned(whole, _MAX_POINTS)
     figure = require("plotly.graph_objects", "viz").Figure()
     draw = _add_points if scene.face is None else _add_faces
     everything = np.arange(len(scene.color))
@@ -84,6 +89,10 @@ def page(
         for value, (name, share) in scene.legend.items():
             draw(figure, scene, everything[scene.label == value], name, share)
     figure.update_layout(**_layout(title))
+    if len(scene.pos) < len(whole.pos):
+        text = f"{len(scene.pos):,} of {len(whole.pos):,} points are shown".replace(",", " ")
+        place = {"x": 0, "y": 0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        figure.add_annotation(text=text, showarrow=False, font={"size": 12, "color": "#777777"}, **place)
     body = figure.to_html(
         full_html=False,
         include_plotlyjs=True,
@@ -216,7 +225,7 @@ def _hover(scene: Scene, element: str, member: NDArray[np.int64], name: str | No
     """What hovering shows: name, number and score of each element."""
     lines = [] if name is None else ["<b>%{meta}</b>"]
     lines.append(f"{element} %{{customdata[0]}}")
-    columns = [member.astype(np.float64)]
+    columns = [scene.number[member].astype(np.float64)]
     if scene.score is not None:
         lines.append("score %{customdata[1]:.3f}")
         columns.append(scene.score[member])

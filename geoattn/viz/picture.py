@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from geoattn._optional import require
 from geoattn.data.io import check_path, write_whole
 from geoattn.data.palette import label_colors
-from geoattn.viz._scene import Names, On, Scene, Up, read_scene
+from geoattn.viz._scene import Names, On, Scene, Up, read_scene, thinned
 
 Array = NDArray[np.float64]
 
@@ -23,12 +23,14 @@ PICTURE_FORMATS = {"png": ("matplotlib", "viz")}
 _VIEWS = {
     "front": ((0, 0, 1), (0, 1, 0)),
     "oblique": ((0.6, 0.35, 0.75), (0, 1, 0)),
+    "above": ((0.5, 0.8, 0.7), (0, 1, 0)),
     "side": ((1, 0, 0), (0, 1, 0)),
     "left": ((-1, 0, 0), (0, 1, 0)),
     "back": ((0, 0, -1), (0, 1, 0)),
     "top": ((0, 1, 0), (0, 0, -1)),
     "bottom": ((0, -1, 0), (0, 0, 1)),
 }
+_MAX_POINTS = 500_000
 _SAMPLES = 3  # per pixel and direction, averaged for smooth outlines
 _DPI = 100
 
@@ -41,7 +43,7 @@ def picture(
     score: ArrayLike | None = None,
     label_on: On | None = None,
     names: Names | None = None,
-    views: Sequence[str] = ("front", "side", "back"),
+    views: Sequence[str] | None = None,
     up: Up = "auto",
     title: str | None = None,
     size: tuple[int, int] = (1600, 900),
@@ -50,8 +52,9 @@ def picture(
 
     The projection is parallel, the light comes from over the viewer's shoulder and falls on both sides of a
     face, and every pixel shows the nearest face (a depth buffer), so large and intersecting triangles come
-    out right. A face narrower than a third of a pixel may be skipped. Names are set in DejaVu Sans, which
-    has no East Asian characters.
+    out right. A face narrower than a third of a pixel may be skipped. Points are drawn as balls, or if they are small
+    as discs, darker where others beside them are nearer (eye-dome lighting, Boucheny 2009); of clouds of more than
+    500 000 points, so many are drawn, spread evenly. Names are set in DejaVu Sans, which has no East Asian characters.
 
     Args:
         data: ``pos`` [N, 3] and, for a mesh, ``face`` [3, F]. Without ``label`` and ``score`` the colours are
@@ -64,9 +67,11 @@ def picture(
         label_on: What ``label`` and ``score`` describe, "vertex" or "face". Default: ``data.label_on``; without it
             their number decides.
         names: Names of the labels, a sequence or a mapping from label to name.
-        views: Any of front, oblique, side, left, back, top, bottom. "side" looks
-            from the right of "front"; captions name the axis the camera stands on.
-        up: Up axis of the file. "auto" takes the axis of largest extent, but y, then z, if within 20 %.
+        views: Any of front, oblique, above, side, left, back, top, bottom. "side" looks
+            from the right of "front"; captions name the axis the camera stands on. Default: front, side and back; above
+            and top of a cloud that is wider than tall.
+        up: Up axis of the file. "auto" takes z of a cloud that is the least tall along it, otherwise the axis of
+            largest extent, but y, then z, if within 20 %.
         title: A line above.
         size: Width and height in pixels.
 
@@ -80,14 +85,16 @@ def picture(
     check_path(path, PICTURE_FORMATS)
     if label is not None and score is not None:
         raise ValueError("picture draws either label or score; page shows both")
-    for view in views:
+    for view in views or ():
         if view not in _VIEWS:
             raise ValueError(f"there is no view {view!r}; views are {', '.join(_VIEWS)}")
-    if not views:
+    if views is not None and not views:
         raise ValueError(f"views is empty; views are {', '.join(_VIEWS)}")
     if min(size) < 64:
         raise ValueError(f"size is {size}, but must be at least 64 pixels each way")
-    scene = read_scene(data, label, score, label_on, names, up)
+    scene = thinned(read_scene(data, label, score, label_on, names, up), _MAX_POINTS)
+    if views is None:
+        views = ("above", "top") if _is_wide(scene) else ("front", "side", "back")
     color = scene.color if scene.score is None else _score_color(scene.score)
 
     sheet = _Sheet(*size)
@@ -100,6 +107,12 @@ def picture(
     sheet.views(scene, color, views)
     with write_whole(path) as temporary:
         temporary.write_bytes(sheet.png())
+
+
+def _is_wide(scene: Scene) -> bool:
+    """Whether a cloud is wider than tall, in both directions."""
+    right, up, front = np.ptp(scene.pos @ np.stack([scene.right, scene.up, scene.front], 1), axis=0)
+    return scene.face is None and bool(up < 0.8 * min(right, front))
 
 
 def _score_color(score: Array) -> Array:
@@ -261,7 +274,7 @@ def _camera(scene: Scene, view: str) -> Array:
 
 def _caption(view: str, camera: Array) -> str:
     """Where the camera stands, by axis: a file does not say which side of the shape is its front."""
-    if view == "oblique":
+    if view in ("oblique", "above"):
         return view
     axis = int(np.abs(camera[2]).argmax())
     return f"from {'-+'[int(camera[2, axis] > 0)]}{'xyz'[axis]}"
@@ -272,7 +285,8 @@ def _draw(paper: Array, scene: Scene, color: Array, camera: Array, scale: float,
     space = scene.pos @ camera.T
     used = space if scene.face is None else space[np.unique(scene.face)]
     low, high = used.min(0), used.max(0)
-    radius = max(_point_radius(scene.pos) * scale, 2.5) if scene.face is None else 0.0
+    smallest = 2.5 if len(scene.pos) < 20_000 else 1.4
+    radius = max(_point_radius(scene.pos) * scale, smallest) if scene.face is None else 0.0
     # The block of pixels around the shape, and the shape in its samples: x right, y down, z nearness 0 to 1.
     half = (high[:2] - low[:2]) * scale / 2 + radius + 1
     x0, y0 = (max(int(np.floor(center[i] - half[i])), 0) for i in (0, 1))
@@ -290,21 +304,45 @@ def _draw(paper: Array, scene: Scene, color: Array, camera: Array, scale: float,
         _fill_triangles(nearest, point[scene.face])
     row, column = np.nonzero(nearest)
     element = (nearest[row, column] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    if scene.face is None:
+    if scene.face is None and radius < 2.5:
+        shade = _eye_dome(nearest, (high[2] - low[2]) * scale)[row, column]
+    elif scene.face is None:
         # Each disc is shaded as the ball it stands for.
         normal = np.empty((len(element), 3))
         normal[:, 0] = (column + 0.5 - point[element, 0]) / (radius * _SAMPLES)
         normal[:, 1] = -(row + 0.5 - point[element, 1]) / (radius * _SAMPLES)
         normal[:, 2] = np.sqrt((1 - normal[:, 0] ** 2 - normal[:, 1] ** 2).clip(0))
+        shade = _shade(normal)
     else:
         a, b, c = (space[scene.face[:, i]] for i in range(3))
         cross = np.cross(b - a, c - a)
         cross /= np.maximum(np.linalg.norm(cross, axis=1, keepdims=True), 1e-30)
-        normal = cross[element]
+        shade = _shade(cross[element])
     image = np.ones((*nearest.shape, 3))
-    image[row, column] = color[element] * _shade(normal)[:, None]
+    image[row, column] = color[element] * shade[:, None]
     image = image.reshape(y1 - y0, _SAMPLES, x1 - x0, _SAMPLES, 3).mean((1, 3))
     paper[y0:y1, x0:x1] = np.minimum(paper[y0:y1, x0:x1], image)
+
+
+def _eye_dome(nearest: NDArray[np.uint64], depth: float) -> Array:
+    """Brightness of each sample: the darker, the more it lies behind others. ``depth``: of the view, in pixels."""
+    height, width = nearest.shape
+    # Nearness in pixels; what is empty is farthest.
+    near = (nearest >> np.uint64(32)).astype(np.float32) * np.float32(depth / 0xFFFFFFFF)
+    behind = np.zeros_like(near)
+    for pixels in (1, 2, 4):
+        reach = pixels * _SAMPLES
+        around = np.pad(near, reach)
+
+        def beside(x: float, y: float, around: Array = around, reach: int = reach) -> Array:
+            i, j = reach + round(y * reach), reach + round(x * reach)
+            return around[i : i + height, j : j + width]
+
+        for x, y in ((1, 0), (0, 1), (0.7, 0.7), (0.7, -0.7)):
+            # Between opposite sides, so that a plane is bright however it is tilted.
+            behind += ((beside(x, y) + beside(-x, -y)) / 2 - near).clip(0, 3 * pixels) / np.float32(pixels)
+    shade: Array = 0.35 + 0.65 * np.exp(-behind.astype(np.float64) / 6)
+    return shade
 
 
 def _shade(normal: Array) -> Array:

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from torch_geometric.data import Data
 
 from geoattn.data.palette import LABEL_COLORS
-from geoattn.viz import page, picture
+from geoattn.viz import _scene, page, picture
+from geoattn.viz.picture import _eye_dome
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
@@ -345,3 +347,47 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, ball, monkeypatch):
         picture(ball, path, size=SIZE)
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_large_clouds_are_thinned_evenly(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    pos = torch.rand(5000, 3, generator=generator) * torch.tensor([4.0, 4, 1])
+    pos[:4000] = pos[:4000] / 100 + 2  # most of them in one spot
+    cloud = Data(pos=pos)
+    label = (pos[:, 0] > 2).long()
+    scene = _scene.read_scene(cloud, label, pos[:, 1], None, None, "auto")
+    small = _scene.thinned(scene, 600)
+    assert np.array_equal(small.pos, scene.pos[small.number])
+    assert np.array_equal(small.label, scene.label[small.number])
+    assert np.array_equal(small.score, scene.score[small.number])
+    assert len(small.pos) == 600
+    assert small.legend == scene.legend  # shares are those of all points
+    assert (small.number >= 4000).mean() > 0.6
+    monkeypatch.setattr(sys.modules["geoattn.viz.page"], "_MAX_POINTS", 600)
+    page(cloud, tmp_path / "a.html", label=label)
+    text = (tmp_path / "a.html").read_text()
+    assert "600 of 5 000 points are shown" in text
+    shown = np.concatenate([array(trace["customdata"]).ravel() for trace in figure_of(tmp_path / "a.html")["data"]])
+    assert sorted(shown.astype(int)) == small.number.tolist()  # hovering shows the number in the file
+
+
+def test_a_wide_cloud_is_seen_from_above_with_z_up(tmp_path):
+    wide = Data(pos=torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 8, 1]))
+    picture(wide, tmp_path / "a.png", size=SIZE)
+    picture(wide, tmp_path / "b.png", size=SIZE, up="z", views=("above", "top"))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    tall = Data(pos=wide.pos[:, [2, 1, 0]])
+    picture(tall, tmp_path / "a.png", size=SIZE)
+    picture(tall, tmp_path / "b.png", size=SIZE, up="y", views=("front", "side", "back"))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_what_lies_behind_is_darker_at_the_edge_of_what_is_before_it():
+    step = np.full((180, 180), 0.2)
+    step[:, 90:] = 0.8
+    shade = _eye_dome((step * 0xFFFFFFFF).astype(np.uint64) << np.uint64(32), 60)
+    assert shade[90, 88] < shade[90, 60]
+    assert shade[90, 91] == shade[90, 120]
+    plane = np.tile(np.linspace(0.1, 0.9, 180), (180, 1))
+    shade = _eye_dome((plane * 0xFFFFFFFF).astype(np.uint64) << np.uint64(32), 60)[20:-20, 20:-20]
+    assert shade.min() > 0.99
