@@ -28,7 +28,8 @@ class SlotAttention(nn.Module):
       entropy change :math:`C`. As in the authors' code, the direction of each of these steps is a constant for the
       backward pass.
 
-    Parameters have the names of the authors' code (``SlotAttentionVariant``), and defaults are theirs.
+    Parameters have the names of the authors' code (``SlotAttentionVariant``), and defaults are theirs. Gradients of
+    gradients are right with ``"softmax"``; with the others torch raises, which does not have those of distances.
 
     Args:
         in_channels: Features of an element.

@@ -94,6 +94,11 @@ def test_gradients(assignment):
     layer, sets = layer_of(assignment).double(), sets_of(2, 1)
     x, first = torch.randn(3, 4).double().requires_grad_(), torch.randn(2, 3, 6).double()
     assert torch.autograd.gradcheck(lambda x: layer(x, sets, first), x)
+    if assignment == "softmax":
+        assert torch.autograd.gradgradcheck(lambda x: layer(x, sets, first), x)
+    else:
+        with pytest.raises(NotImplementedError, match="cdist"):
+            torch.autograd.gradgradcheck(lambda x: layer(x, sets, first), x)
 
 
 def test_an_assignment_that_is_not_known_is_refused():
