@@ -1,7 +1,7 @@
 # What a newcomer needs: `make demo`, `make test`. Both work in a fresh clone with nothing but Python 3.10 to 3.13.
 PYTHON ?= python3
 EXTRAS ?= dev,viz
-BENCHMARKS ?= attention layers graph_layers small_graphs search reorder windows serialization
+BENCHMARKS ?= attention layers graph_layers small_graphs search reorder windows sparse_conv serialization
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
 .PHONY: demo test bench lint clean

@@ -25,7 +25,12 @@ def run(module: str, *arguments: str, threads: bool = True) -> subprocess.Comple
 
 @pytest.mark.parametrize(
     ("module", "section", "first"),
-    [("attention", "knn-zorder", "PyG"), ("layers", "between-products", "PyG"), ("windows", "equal-128", "dense")],
+    [
+        ("attention", "knn-zorder", "PyG"),
+        ("layers", "between-products", "PyG"),
+        ("windows", "equal-128", "dense"),
+        ("sparse_conv", "3-32", "products"),
+    ],
 )
 def test_smoke_run_writes_tables(module, section, first, tmp_path):
     done = run(module, "--only", section, "--output", str(tmp_path))

@@ -103,15 +103,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _transposed(weight: Tensor) -> Tensor:
-    """The kernel that goes from outputs back to inputs: voxel ``p`` is read by ``p - o``."""
-    return weight.flip(1).transpose(0, 2)
+def _reversed(pairs: Pairs) -> Pairs:
+    """Who is read reads: with a kernel whose inputs and outputs are exchanged, the way back of a convolution."""
+    voxel, neighbor, row, place, ptr = pairs
+    return neighbor, voxel, row, place, ptr
 
 
 def _convolve_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, *tensors = ctx.saved_tensors
     pairs, backend = (*tensors, ctx.ptr), ctx.backend
-    grad_x = convolve(grad, _transposed(weight), pairs, backend) if ctx.needs_input_grad[0] else None
+    grad_x = convolve(grad, weight.transpose(0, 2), _reversed(pairs), backend) if ctx.needs_input_grad[0] else None
     grad_weight = correlate(grad, x, pairs, backend) if ctx.needs_input_grad[1] else None
     return grad_x, grad_weight, *[None] * (len(pairs) + 1)
 
@@ -120,7 +121,7 @@ def _correlate_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     y, x, *tensors = ctx.saved_tensors
     pairs, backend = (*tensors, ctx.ptr), ctx.backend
     grad_y = convolve(x, grad, pairs, backend) if ctx.needs_input_grad[0] else None
-    grad_x = convolve(y, _transposed(grad), pairs, backend) if ctx.needs_input_grad[1] else None
+    grad_x = convolve(y, grad.transpose(0, 2), _reversed(pairs), backend) if ctx.needs_input_grad[1] else None
     return grad_y, grad_x, *[None] * (len(pairs) + 1)
 
 

@@ -22,8 +22,8 @@ def convolve(x: Tensor, weight: Tensor, voxel: Tensor, neighbor: Tensor, ptr: Se
         IndexError: If a pair names a voxel that does not exist.
     """
     width = weight.size(0)
-    kernel = pad(weight, (0, 0, 0, 0, 0, -width % _PANEL)).unflatten(0, (-1, _PANEL)).permute(2, 0, 3, 1)
-    out = x.new_empty(x.size(0), width + -width % _PANEL)
+    kernel = _panels(weight, 0).unflatten(0, (-1, _PANEL)).permute(2, 0, 3, 1)
+    out = x.new_empty(x.size(0), kernel.size(1) * _PANEL)
     _run("geoattn_convolve", x, kernel.contiguous(), voxel, neighbor, ptr, out)
     return out[:, :width]
 
@@ -35,10 +35,16 @@ def correlate(y: Tensor, x: Tensor, voxel: Tensor, neighbor: Tensor, ptr: Sequen
         IndexError: If a pair names a voxel that does not exist.
     """
     width = y.size(1)
-    y = pad(y, (0, -width % _PANEL))
+    y = _panels(y, 1)
     out = x.new_empty(2 * len(ptr) - 1, x.size(1), y.size(1))
     _run("geoattn_correlate", x, y.contiguous(), voxel, neighbor, ptr, out)
     return out[:, :, :width].permute(2, 0, 1)
+
+
+def _panels(x: Tensor, dim: int) -> Tensor:
+    """With zeros at the end of a dimension, up to a multiple of what lies side by side."""
+    missing = -x.size(dim) % _PANEL
+    return pad(x, (0, 0) * (x.dim() - dim - 1) + (0, missing)) if missing else x
 
 
 def _run(name: str, x: Tensor, other: Tensor, voxel: Tensor, neighbor: Tensor, ptr: Sequence[int], out: Tensor) -> None:
