@@ -307,6 +307,9 @@ LAYERS = {
         nn.SurfaceAttention(8, heads=2), random(NODES, 8), points(), random(NODES, 3), random(NODES, 4), PATTERN,
     ),
     "SubMConv3d": lambda: (nn.SubMConv3d(8, 4, 3), random(NODES, 8), KernelMap.from_grid(voxels(), 3)),
+    "DepthwiseSubMConv3d": lambda: (
+        nn.DepthwiseSubMConv3d(8, (1, 3, 5)), random(NODES, 8), KernelMap.from_grid(voxels(), (1, 3, 5)),
+    ),
     "AEROGNN": lambda: (graph.AEROGNN(8, 4, 3, num_hops=2, heads=2), random(NODES, 8), edge_index()),
     "CoulGATConv": lambda: (
         graph.CoulGATConv(8, 4, NODES), random(2, NODES, 8), torch.rand(2, NODES, NODES).double() + 0.1,

@@ -26,7 +26,7 @@ from geoattn.nn.serialized import SerializedAttention
 from geoattn.nn.set_attention import ISAB, MAB, PMA, SAB
 from geoattn.nn.sinkhorn import sinkhorn_attend
 from geoattn.nn.slots import SlotAttention
-from geoattn.nn.sparse_conv import SubMConv3d
+from geoattn.nn.sparse_conv import DepthwiseSubMConv3d, SubMConv3d
 from geoattn.nn.surface import SurfaceAttention
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "BallAttention",
     "BallBlock",
     "CrossAttention",
+    "DepthwiseSubMConv3d",
     "DistanceBias",
     "GATConv",
     "GATv2Conv",

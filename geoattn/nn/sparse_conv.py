@@ -65,3 +65,35 @@ class SubMConv3d(nn.Module):
         """What `repr` shows."""
         out_channels, *_, in_channels = self.weight.shape
         return f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"
+
+
+class DepthwiseSubMConv3d(nn.Module):
+    r"""Submanifold convolution of every channel by itself: :math:`y_{pc} = \sum_o w_{oc} \, x_{p + o, c}`.
+
+    As in ScatterFormer (He et al., ECCV 2024), whose code has this layout of weights and starts them standard normal.
+
+    Args:
+        channels: Features of a voxel.
+        kernel_size: Voxels along each axis of the coordinates, odd: one number, or three.
+
+    Shapes:
+        ``x`` ``[N, channels]``, a `KernelMap` of ``N`` voxels and this kernel size; output ``[N, channels]``.
+        ``weight`` is ``[k, k, k, channels]``, kernel axes in the order of the coordinates.
+
+    Raises:
+        TypeError: If the kernel size is no integer.
+        ValueError: If it is even.
+    """
+
+    def __init__(self, channels: int, kernel_size: int | Sequence[int]) -> None:
+        super().__init__()
+        self.kernel_size = checked_kernel_size(kernel_size)
+        self.weight = nn.Parameter(torch.randn(*self.kernel_size, channels))
+
+    def forward(self, x: Tensor, kernel_map: KernelMap) -> Tensor:
+        """Convolve; errors as in `geoattn.ops.submanifold_conv`."""
+        return submanifold_conv(x, self.weight, kernel_map)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"{self.weight.size(-1)}, kernel_size={self.kernel_size}"

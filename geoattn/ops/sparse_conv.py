@@ -18,11 +18,12 @@ def submanifold_conv(x: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Ten
     """Submanifold sparse convolution (Graham et al. 2018): what `geoattn.nn.SubMConv3d` computes.
 
     Half types are accumulated in float32. Differentiable any number of times. Of what it gathers nothing is kept: the
-    backward pass gathers again.
+    backward pass gathers again. The same input gives the same bits, run after run.
 
     Args:
         x: Features of the voxels ``[N, I]``.
-        weight: ``[O, k, k, k, I]``, kernel axes in the order of the coordinates.
+        weight: ``[O, k, k, k, I]``, kernel axes in the order of the coordinates; of a depth-wise convolution, which
+            does not mix channels, ``[k, k, k, I]``.
         kernel_map: Of ``N`` voxels and this kernel size.
         bias: ``[O]``.
 
@@ -32,12 +33,14 @@ def submanifold_conv(x: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Ten
     Raises:
         TypeError: If an argument is no tensor, or ``kernel_map`` no `KernelMap`.
         ValueError: If shapes, types, devices or kernel sizes do not fit together.
+        RuntimeError: If a backend was forced that has no such convolution.
     """
     _check(x, weight, kernel_map, bias)
     device = x.device.type
     cast: list[Any] = autocast(device, x, weight, bias)
     with without_autocast(device):
-        out = convolution.convolve(cast[0], cast[1].flatten(1, 3), convolution.arguments(kernel_map), forced())
+        kernel = cast[1].flatten(-4, -2)
+        out = convolution.convolve(cast[0], kernel, convolution.arguments(kernel_map), forced())
         return out if bias is None else out + cast[2]
 
 
@@ -45,16 +48,19 @@ def _check(x: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None
     if not isinstance(kernel_map, KernelMap):
         raise TypeError(f"expected a KernelMap, got {type(kernel_map).__name__}; make one: KernelMap.from_grid")
     check_tensors(x=x, weight=weight)
-    if weight.dim() != 5 or tuple(weight.shape[1:4]) != kernel_map.kernel_size:
+    if weight.dim() not in (4, 5) or tuple(weight.shape[-4:-1]) != kernel_map.kernel_size:
         kernel = ", ".join(map(str, kernel_map.kernel_size))
-        raise ValueError(f"expected weight [O, {kernel}, I] for {kernel_map}, got {list(weight.shape)}")
-    if x.shape != (kernel_map.num_voxels, weight.size(4)):
-        raise ValueError(f"expected x [{kernel_map.num_voxels}, {weight.size(4)}], got {list(x.shape)}")
+        raise ValueError(
+            f"expected weight [O, {kernel}, I], or depth-wise [{kernel}, I], for {kernel_map}, got {list(weight.shape)}"
+        )
+    if x.shape != (kernel_map.num_voxels, weight.size(-1)):
+        raise ValueError(f"expected x [{kernel_map.num_voxels}, {weight.size(-1)}], got {list(x.shape)}")
     given = {"x": x, "weight": weight}
     if bias is not None:
         check_tensors(bias=bias)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(f"expected bias [{weight.size(0)}], got {list(bias.shape)}")
+        channels = weight.size(0 if weight.dim() == 5 else -1)
+        if bias.shape != (channels,):
+            raise ValueError(f"expected bias [{channels}], got {list(bias.shape)}")
         given["bias"] = bias
     for name, value in given.items():
         if value.device != kernel_map.device:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from geoattn import ops
-from geoattn.nn import SubMConv3d
+from geoattn.nn import DepthwiseSubMConv3d, SubMConv3d
 from geoattn.ops import submanifold_conv
 from geoattn.patterns import KernelMap
 
@@ -20,11 +20,11 @@ def voxels(share, samples=2, channels=4, dtype=torch.float64):
     return place, torch.randn(len(place), channels, generator=make, dtype=dtype)
 
 
-def dense(x, place, weight, bias=None):
+def dense(x, place, weight, bias=None, groups=1):
     """Torch's convolution of the grid in which voxels that are not there are zeros, at the voxels that are."""
     full = x.new_zeros(*(place.max(0).values + 1), x.size(1)).index_put(tuple(place.T), x)
     padding = [size // 2 for size in weight.shape[1:4]]
-    out = F.conv3d(full.movedim(-1, 1), weight.movedim(-1, 1), bias, padding=padding)
+    out = F.conv3d(full.movedim(-1, 1), weight.movedim(-1, 1), bias, padding=padding, groups=groups)
     return out.movedim(1, -1)[tuple(place.T)]
 
 
@@ -42,6 +42,22 @@ def test_equals_dense_convolution(size, share):
         leaf = x.clone().requires_grad_()
         out = compute(leaf)
         results.append([out, *torch.autograd.grad(out.sin().sum(), [leaf, *layer.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_depthwise_equals_torchs_grouped_convolution(size):
+    torch.manual_seed(0)
+    place, x = voxels(0.3)
+    layer = DepthwiseSubMConv3d(4, size).double()
+    results = []
+    for compute in (
+        lambda x: layer(x, KernelMap.from_grid(place[:, 1:], size, place[:, 0])),
+        lambda x: dense(x, place, layer.weight.movedim(-1, 0).unsqueeze(-1), groups=4),
+    ):
+        leaf = x.clone().requires_grad_()
+        out = compute(leaf)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), [leaf, layer.weight])])
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
@@ -63,13 +79,14 @@ def test_samples_do_not_see_each_other():
         torch.testing.assert_close(layer(x[rows], KernelMap.from_grid(place[rows, 1:], 5)), out[rows])
 
 
-def test_derivatives():
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_derivatives(depthwise):
     grid = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1], [4, 4, 4]])
     kernel_map = KernelMap.from_grid(grid, 3)
     make = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=make, dtype=torch.float64, requires_grad=True)
-        for shape in ((5, 2), (3, 3, 3, 3, 2), (3,))
+        for shape in ((5, 2), (3, 3, 3, 2) if depthwise else (3, 3, 3, 3, 2), (2 if depthwise else 3,))
     )
     run = lambda x, weight, bias: submanifold_conv(x, weight, kernel_map, bias)  # noqa: E731
     inputs = x, weight, bias
@@ -128,7 +145,11 @@ KERNEL_MAP = KernelMap.from_grid(torch.tensor([[0, 0, 0], [0, 0, 1]]), 3)
     ("call", "error", "message"),
     [
         (lambda: SubMConv3d(4, 8, 2), ValueError, "kernel_size must be odd"),
-        (lambda: SubMConv3d(4, 8, 5)(torch.ones(2, 4), KERNEL_MAP), ValueError, r"weight \[O, 3, 3, 3, I\] .*5, 5, 5"),
+        (
+            lambda: SubMConv3d(4, 8, 5)(torch.ones(2, 4), KERNEL_MAP),
+            ValueError,
+            r"\[O, 3, 3, 3, I\], or .*5, 5, 5",
+        ),
         (lambda: SubMConv3d(4, 8, 3)(torch.ones(3, 4), KERNEL_MAP), ValueError, r"expected x \[2, 4\], got \[3, 4\]"),
         (lambda: SubMConv3d(4, 8, 3)(torch.ones(2, 5), KERNEL_MAP), ValueError, r"expected x \[2, 4\], got \[2, 5\]"),
         (lambda: SubMConv3d(4, 8, 3)(torch.ones(2, 4).double(), KERNEL_MAP), ValueError, "must have one floating type"),

@@ -11,13 +11,13 @@ from torch.func import functional_call, grad, vmap
 
 import geoattn
 from geoattn import _arguments, native
-from geoattn.nn import SubMConv3d
+from geoattn.nn import DepthwiseSubMConv3d, SubMConv3d
 from geoattn.ops import submanifold_conv
 from geoattn.patterns import KernelMap
 
 FAST = ["torch", *(["cpu"] if native.library() is not None else [])]
-# Inputs and outputs: not of whole vectors, more than are multiplied at once, of one panel of columns and of several.
-CHANNELS = [(1, 1), (6, 32), (32, 6), (32, 64), (33, 70), (300, 16)]
+# Inputs and outputs: depth-wise, not of whole vectors, of one panel of columns and of several, deep.
+CHANNELS = [(5, None), (1, 1), (6, 32), (32, 6), (32, 64), (33, 70), (300, 16)]
 
 
 def voxels(count, size=3, side=8, seed=0):
@@ -27,8 +27,9 @@ def voxels(count, size=3, side=8, seed=0):
 
 
 def tensors(kernel_map, inputs, outputs, dtype=torch.float32, seed=0):
+    """Features and a kernel, a depth-wise one of no outputs."""
     make = torch.Generator().manual_seed(seed)
-    shapes = (kernel_map.num_voxels, inputs), (outputs, *kernel_map.kernel_size, inputs)
+    shapes = (kernel_map.num_voxels, inputs), (*([outputs] if outputs else []), *kernel_map.kernel_size, inputs)
     return [torch.randn(shape, generator=make).to(dtype).requires_grad_() for shape in shapes]
 
 
@@ -144,14 +145,15 @@ def test_kernels_that_were_built_before_are_done_without(monkeypatch):
 
 
 def test_compiled_is_eager_for_any_voxels():
-    layer = SubMConv3d(4, 8, 3)
+    first, second = SubMConv3d(4, 8, 3), DepthwiseSubMConv3d(8, 3)
+    layer = lambda x, kernel_map: second(first(x, kernel_map), kernel_map)  # noqa: E731
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for seed in range(3):
         kernel_map = voxels(40 + 20 * seed, seed=seed)
         (x, _), results = tensors(kernel_map, 4, 8), []
         for run in (layer, compiled):
             out = run(x, kernel_map)
-            results.append([out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])])
+            results.append([out, *torch.autograd.grad(out.square().sum(), [x, *first.parameters(), second.weight])])
         torch.testing.assert_close(*results)
 
 
@@ -159,7 +161,7 @@ def test_fake_tensors_have_shapes():
     kernel_map = voxels(40)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(kernel_map.num_voxels, 4, requires_grad=True)
-        out = SubMConv3d(4, 8, 3)(x, kernel_map)
+        out = DepthwiseSubMConv3d(8, 3)(SubMConv3d(4, 8, 3)(x, kernel_map), kernel_map)
         out.sum().backward()
     assert out.shape == (kernel_map.num_voxels, 8)
     assert x.grad.shape == x.shape

@@ -15,12 +15,16 @@ _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 25}
 
 
 def convolve(x: Tensor, weight: Tensor, voxel: Tensor, neighbor: Tensor, ptr: Sequence[int]) -> Tensor:
-    """``[N, O]`` of ``[N, I]`` and ``[O, K, I]``, voxels in the order of the map."""
-    out = x @ weight[:, len(ptr) - 1].t()
-    for offset, reader, read in _chunks(voxel, neighbor, ptr, weight.size(0) + weight.size(2)):
+    """``[N, O]`` of ``[N, I]`` and ``[O, K, I]``, or ``[N, C]`` of ``[N, C]`` and ``[K, C]``; voxels as in the map."""
+    out = _product(x, weight, len(ptr) - 1)
+    for offset, reader, read in _chunks(voxel, neighbor, ptr, out.size(1) + x.size(1)):
         # No voxel comes twice: also where additions are atomic, their order is that of the offsets.
-        out.index_add_(0, reader, x.index_select(0, read) @ weight[:, offset].t())
+        out.index_add_(0, reader, _product(x.index_select(0, read), weight, offset))
     return out
+
+
+def _product(x: Tensor, weight: Tensor, offset: int) -> Tensor:
+    return x * weight[offset] if weight.dim() == 2 else x @ weight[:, offset].t()
 
 
 def correlate(y: Tensor, x: Tensor, voxel: Tensor, neighbor: Tensor, ptr: Sequence[int]) -> Tensor:
@@ -29,6 +33,15 @@ def correlate(y: Tensor, x: Tensor, voxel: Tensor, neighbor: Tensor, ptr: Sequen
     out[:, len(ptr) - 1] = y.t() @ x
     for offset, reader, read in _chunks(voxel, neighbor, ptr, y.size(1) + x.size(1)):
         out[:, offset] += y.index_select(0, reader).t() @ x.index_select(0, read)
+    return out
+
+
+def correlate_channels(y: Tensor, x: Tensor, voxel: Tensor, neighbor: Tensor, ptr: Sequence[int]) -> Tensor:
+    """``[K, C]`` of ``[N, C]`` and ``[N, C]``."""
+    out = x.new_zeros(2 * len(ptr) - 1, x.size(1))
+    out[len(ptr) - 1] = (y * x).sum(0)
+    for offset, reader, read in _chunks(voxel, neighbor, ptr, y.size(1) + x.size(1)):
+        out[offset] += (y.index_select(0, reader) * x.index_select(0, read)).sum(0)
     return out
 
 
@@ -46,19 +59,30 @@ def convolve_formula(
     """Of features in their own order, nothing in place."""
     wide = torch.promote_types(x.dtype, torch.float32)
     source, kernel = x.index_select(0, row).to(wide), weight.to(wide)
-    out = source @ kernel[:, len(ptr) - 1].t()
+    out = _product(source, kernel, len(ptr) - 1)
     for offset, reader, read in offsets(voxel, neighbor, ptr):
-        out = out.index_add(0, reader, source.index_select(0, read) @ kernel[:, offset].t())
+        out = out.index_add(0, reader, _product(source.index_select(0, read), kernel, offset))
     return out.index_select(0, place).to(x.dtype)
 
 
 def correlate_formula(
-    y: Tensor, x: Tensor, voxel: Tensor, neighbor: Tensor, row: Tensor, place: Tensor, ptr: Sequence[int]
+    y: Tensor,
+    x: Tensor,
+    depthwise: bool,
+    voxel: Tensor,
+    neighbor: Tensor,
+    row: Tensor,
+    place: Tensor,
+    ptr: Sequence[int],
 ) -> Tensor:
     """Likewise."""
     wide = torch.promote_types(x.dtype, torch.float32)
     left, right = (t.index_select(0, row).to(wide) for t in (y, x))
-    found = [left.t() @ right] * (2 * len(ptr) - 1)
+
+    def summed(y: Tensor, x: Tensor) -> Tensor:
+        return (y * x).sum(0) if depthwise else y.t() @ x
+
+    found = [summed(left, right)] * (2 * len(ptr) - 1)
     for offset, reader, read in offsets(voxel, neighbor, ptr):
-        found[offset] = left.index_select(0, reader).t() @ right.index_select(0, read)
-    return torch.stack(found, 1).to(x.dtype)
+        found[offset] = summed(left.index_select(0, reader), right.index_select(0, read))
+    return torch.stack(found, 0 if depthwise else 1).to(x.dtype)
