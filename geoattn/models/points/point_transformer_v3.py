@@ -89,44 +89,66 @@ class Voxels:
 
     Args:
         grid: Coordinates ``[N, 3]``, cloud after cloud.
-        code: Places on the curves, above them the cloud, ``[4, N]``.
+        code: Places on the curves of each cloud, ``[4, N]``.
         batch: Cloud of every voxel ``[N]``.
         counts: Voxels of every cloud ``[B]``, on the host.
+        depths: Bits of the coordinates of every cloud.
     """
 
-    def __init__(self, grid: Tensor, code: Tensor, batch: Tensor, counts: Tensor) -> None:
-        self.grid, self.code, self.batch, self.counts = grid, code, batch, counts
-        self.order = torch.stack([row.argsort(stable=True) for row in code])
-        place = torch.arange(len(grid), device=grid.device).expand_as(self.order)
-        self.inverse = torch.empty_like(self.order).scatter_(1, self.order, place)
+    def __init__(self, grid: Tensor, code: Tensor, batch: Tensor, counts: Tensor, depths: list[int]) -> None:
+        self.grid, self.code, self.batch, self.counts, self.depths = grid, code, batch, counts, depths
         self._windows: dict[int, Windows] = {}
 
     @classmethod
     def of_clouds(cls, grid: Tensor, counts: Tensor) -> Voxels:
-        """The finest voxels. Each cloud has the depth of its curves for itself, so that batches change nothing."""
+        """The finest voxels. Each cloud has the depth of its curves for itself, so that batches change nothing.
+
+        Raises:
+            ValueError: If codes and number of clouds need more than 63 bits.
+        """
         found = [serialize(part) for part in grid.split(counts.tolist())]
-        bits = 3 * max((cloud.depth for cloud in found), default=0)
+        depths = [cloud.depth for cloud in found]
+        bits = 3 * max(depths, default=0)
         if bits + (len(found) - 1).bit_length() > 63:
             raise ValueError(f"{len(found)} clouds of {bits} bits are too many for 63 bits; make the batch smaller")
-        code = torch.cat([cloud.code + (i << bits) for i, cloud in enumerate(found)], 1)
         batch = torch.arange(len(found), device=grid.device).repeat_interleave(counts.to(grid.device))
-        return cls(grid, code, batch, counts)
+        return cls(grid, torch.cat([cloud.code for cloud in found], 1), batch, counts, depths)
 
     def coarser(self, stride: int) -> tuple[Voxels, Tensor]:
-        """The voxels of ``stride`` times the size, along the first curve, and in which of them each voxel lies."""
-        shift = stride.bit_length() - 1
-        code = self.code >> 3 * shift
-        cells, cluster = code[0].unique(return_inverse=True)
+        """The voxels of ``stride`` times the size, along the first curve, and in which of them each voxel lies.
+
+        As in the authors' code, voxels of a cloud that is not so large stay as they are.
+        """
+        steps = stride.bit_length() - 1
+        of_cloud = [steps if depth >= steps else 0 for depth in self.depths]
+        shift = torch.tensor(of_cloud, device=self.grid.device)[self.batch]
+        code, grid = self.code >> 3 * shift, self.grid >> shift.unsqueeze(1)
+        cells, cluster = self._by_cloud(code[0]).unique(return_inverse=True)
         head = torch.empty_like(cells).scatter_(0, cluster, torch.arange(len(cluster), device=cells.device))
         batch = self.batch[head]
         counts = torch.bincount(batch, minlength=len(self.counts)).cpu()
-        return Voxels(self.grid[head] >> shift, code[:, head], batch, counts), cluster
+        depths = [depth - less for depth, less in zip(self.depths, of_cloud, strict=True)]
+        return Voxels(grid[head], code[:, head], batch, counts, depths), cluster
 
     def shuffled(self) -> Voxels:
         """The same with the four orders in a random order."""
-        return Voxels(
-            self.grid, self.code[torch.randperm(len(self.code)).to(self.code.device)], self.batch, self.counts
-        )
+        code = self.code[torch.randperm(len(self.code)).to(self.code.device)]
+        return Voxels(self.grid, code, self.batch, self.counts, self.depths)
+
+    def _by_cloud(self, code: Tensor) -> Tensor:
+        """Places on the curve of a cloud as places among all clouds."""
+        return code + (self.batch << 3 * max(self.depths, default=0))
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The voxels along each of the four curves, cloud after cloud, ``[4, N]``."""
+        return torch.stack([row.argsort(stable=True) for row in self._by_cloud(self.code)])
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """Where each voxel stands in each order, ``[4, N]``."""
+        place = torch.arange(len(self.grid), device=self.grid.device).expand_as(self.order)
+        return torch.empty_like(self.order).scatter_(1, self.order, place)
 
     def windows(self, patch_size: int) -> Windows:
         """The patches along any of the curves."""
@@ -273,7 +295,7 @@ class PointTransformerV3(PointNetwork):
     def __init__(self, config: PointTransformerV3Config) -> None:
         super().__init__(config)
         self.embedding = Embedding(config.in_channels, config.channels[0])
-        rates = torch.linspace(0, config.drop_path, sum(config.depths), dtype=torch.float64).tolist()
+        rates = drop_rates(config.drop_path, sum(config.depths))
         self.enc = nn.ModuleList()
         for s, (begin, end) in enumerate(pairwise(accumulate(config.depths, initial=0))):
             stage = Stage(config, config.channels[s], config.heads[s], rates[begin:end])
@@ -286,7 +308,7 @@ class PointTransformerV3(PointNetwork):
             self.head: nn.Module = classifier(width, classes)
             return
         widths = [*config.decoder_channels, width]
-        rates = torch.linspace(0, config.drop_path, sum(config.decoder_depths), dtype=torch.float64).tolist()
+        rates = drop_rates(config.drop_path, sum(config.decoder_depths))
         for s, (begin, end) in enumerate(pairwise(accumulate(config.decoder_depths, initial=0))):
             stage = Stage(config, widths[s], config.decoder_heads[s], rates[begin:end][::-1])
             stage.up = Unpooling(widths[s + 1], config.channels[s], widths[s])
@@ -326,6 +348,11 @@ class PointTransformerV3(PointNetwork):
         key = re.sub(r"\.block(\d+)\.", r".blocks.\1.", key)
         key = re.sub(r"\.(norm1|norm2|mlp|down\.norm)\.0\.", r".\1.", key)
         return re.sub(r"^(seg|cls)_head\.", "head.", key)
+
+
+def drop_rates(largest: float, blocks: int) -> list[float]:
+    """From 0 in the first block evenly to ``largest`` in the last."""
+    return [largest * i / max(blocks - 1, 1) for i in range(blocks)]
 
 
 def batch_norm(channels: int) -> nn.BatchNorm1d:
