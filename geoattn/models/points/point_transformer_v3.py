@@ -26,6 +26,10 @@ from geoattn.patterns import KernelMap, Windows
 class PointTransformerV3Config(PointConfig):
     """What a `PointTransformerV3` is made of; the defaults are the authors', of 46 million parameters.
 
+    They are made for GPUs. For a CPU, ``channels=(32, 64, 128)``, ``depths=(1, 1, 1)``, ``heads=(2, 4, 8)``,
+    ``strides=(2, 2)``, ``decoder_channels=(32, 64)``, ``decoder_depths=(1, 1)``, ``decoder_heads=(2, 4)`` and
+    ``patch_size=128`` are a network of 1.1 million parameters.
+
     Attributes:
         channels: Features of a point in each stage of the encoder.
         depths: Blocks of each stage.
@@ -276,7 +280,8 @@ class PointTransformerV3(PointNetwork):
     In evaluation, a batch gives what its clouds give alone: unlike in the authors' code, patches do not shrink to the
     smallest cloud, and the depth of the Hilbert curve is that of each cloud. On single clouds the numbers are theirs,
     from their weights (`geoattn.models.load_official`), for voxels from 0 on and the depth rule of their repository
-    PointTransformerV3. ``shuffle_orders="always"`` is what their code does in evaluation too.
+    PointTransformerV3. ``shuffle_orders="always"`` is what their code does in evaluation too; told not to,
+    it still shuffles the orders of all stages but the first.
 
     Args:
         config: What it is made of.
