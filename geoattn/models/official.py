@@ -30,7 +30,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> K
     Weights of other classes are no mistake: what is missing or left over is returned for the caller to look at.
 
     Args:
-        model: A network with a static method ``official_key``, which gives our name of an entry, or None for one that
+        model: A network with a method ``official_key``, which gives our name of an entry, or None for one that
             is to be left out without mention.
         source: A file that `torch.save` wrote, or what it holds: a ``state_dict``, or a dictionary that has one as
             ``state_dict``, ``model_state_dict`` or ``model``. Prefixes ``module.`` are taken off. Nothing is unpickled
@@ -67,7 +67,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> K
             continue
         if name not in own or not isinstance(value, Tensor):
             unexpected.append(str(key))
-        elif value.shape != own[name].shape:
+        elif (value := _of_linear(value, own[name])).shape != own[name].shape:
             raise ValueError(
                 f"{key} has the shape {list(value.shape)}, the network's {name} {list(own[name].shape)}: make the "
                 "network with the widths, features and classes of the checkpoint"
@@ -78,3 +78,8 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> K
         raise ValueError(f"nothing of the checkpoint fits a {type(model).__name__}; its first keys: {unexpected[:3]}")
     model.load_state_dict(found, strict=False)
     return KeyReport([name for name in own if name not in found], unexpected)
+
+
+def _of_linear(value: Tensor, own: Tensor) -> Tensor:
+    """The weight of a convolution with kernels of size 1 as that of the linear layer it is, where the network has one."""
+    return value.reshape(own.shape) if value.shape == (*own.shape, *(1,) * (value.dim() - own.dim())) else value

@@ -20,6 +20,13 @@ from geoattn.nn.neighborhood import (
     NeighborhoodAttention3d,
 )
 from geoattn.nn.perceiver import PerceiverBlock
+from geoattn.nn.point_transformer import (
+    PointTransformerBlock,
+    PointTransformerLayer,
+    TransitionDown,
+    TransitionUp,
+)
+from geoattn.nn.pointnet2 import FeaturePropagation, GlobalSetAbstraction, SetAbstraction
 from geoattn.nn.position_bias import DistanceBias, OffsetMLP, OffsetTable, RelativePositionTable
 from geoattn.nn.rotary import RotaryPositions
 from geoattn.nn.serialized import SerializedAttention
@@ -39,8 +46,10 @@ __all__ = [
     "CrossAttention",
     "DepthwiseSubMConv3d",
     "DistanceBias",
+    "FeaturePropagation",
     "GATConv",
     "GATv2Conv",
+    "GlobalSetAbstraction",
     "GravNetConv",
     "LatentAttention",
     "NeighborhoodAttention",
@@ -50,15 +59,20 @@ __all__ = [
     "OffsetMLP",
     "OffsetTable",
     "PerceiverBlock",
+    "PointTransformerBlock",
     "PointTransformerConv",
+    "PointTransformerLayer",
     "RelativePositionTable",
     "RotaryPositions",
     "SerializedAttention",
+    "SetAbstraction",
     "SlotAttention",
     "SubMConv3d",
     "SuperGATConv",
     "SurfaceAttention",
     "TransformerConv",
+    "TransitionDown",
+    "TransitionUp",
     "accelerate",
     "dropout",
     "graph",

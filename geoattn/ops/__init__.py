@@ -3,6 +3,7 @@
 from geoattn.geometry.search import knn, radius
 from geoattn.ops.attend import attend, attention_weights
 from geoattn.ops.edges import edge_dot, weighted_max, weighted_sum
+from geoattn.ops.grouping import ball_query, knn_interpolate, knn_query
 from geoattn.ops.sampling import VoxelPool, farthest_point_sample, grid_sample, voxel_pool
 from geoattn.ops.segment import (
     segment_logsumexp,
@@ -19,10 +20,13 @@ __all__ = [
     "VoxelPool",
     "attend",
     "attention_weights",
+    "ball_query",
     "edge_dot",
     "farthest_point_sample",
     "grid_sample",
     "knn",
+    "knn_interpolate",
+    "knn_query",
     "radius",
     "segment_logsumexp",
     "segment_max",

@@ -20,7 +20,7 @@ _REDUCE = {"mean": segment_mean, "max": segment_max, "min": segment_min, "sum": 
 @torch.compiler.disable  # a loop over choices, and fused arithmetic would round otherwise
 def farthest_point_sample(
     pos: Tensor,
-    num_samples: int | None = None,
+    num_samples: int | Tensor | None = None,
     ratio: float | None = None,
     batch: Tensor | None = None,
     start: int | Tensor | None = None,
@@ -32,7 +32,8 @@ def farthest_point_sample(
 
     Args:
         pos: Points ``[N, D]``.
-        num_samples: How many points to choose of each sample; all of one that has fewer.
+        num_samples: How many points to choose of each sample, one number, or one for each ``[S]``; all of one that has
+            fewer.
         ratio: Instead, the share of each sample, in (0, 1]: ``ceil(ratio * n)`` of its ``n`` points.
         batch: Sample of every point ``[N]``, ascending; default: one sample.
         start: Index into ``pos`` of the first point to choose, for each sample ``[S]``, or one integer where there is
@@ -53,7 +54,8 @@ def farthest_point_sample(
     """
     if (num_samples is None) == (ratio is None):
         raise ValueError(f"give either num_samples or ratio, got {num_samples} and {ratio}")
-    if num_samples is not None:
+    counts = num_samples if isinstance(num_samples, Tensor) and num_samples.dim() else None
+    if num_samples is not None and counts is None:
         num_samples = checked_integer("num_samples", num_samples, least=1)
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"ratio must be in (0, 1], got {ratio}")
@@ -63,7 +65,10 @@ def farthest_point_sample(
         return ptr.new_zeros(0)
     first = ptr[:-1] if start is None else _checked_start(start, ptr)
     size = ptr.diff()
-    count = size.clamp(max=num_samples) if ratio is None else (size.double() * ratio).ceil().long()
+    if counts is not None:
+        count = torch.minimum(size, _checked_counts(counts, size))
+    else:
+        count = size.clamp(max=num_samples) if ratio is None else (size.double() * ratio).ceil().long()
     return (compiled if kernels_run(key) else torch_tree).farthest(Points(key, None, ptr, None), first, count)
 
 
@@ -168,6 +173,17 @@ def _voxels(pos: Tensor, size: float | Sequence[float] | Tensor, batch: Tensor |
         number = number * n + (cell[:, d] - low[d]).long()
     occupied, cluster = number.unique(return_inverse=True)
     return cluster, occupied.numel()
+
+
+def _checked_counts(counts: Tensor, size: Tensor) -> Tensor:
+    if counts.shape != size.shape or counts.is_floating_point() or counts.device != size.device:
+        raise ValueError(
+            f"expected num_samples as one integer, or as integers [{size.numel()}], one per sample, on {size.device}, "
+            f"got {tuple(counts.shape)} {counts.dtype} on {counts.device}"
+        )
+    if bool((counts < 1).any()):
+        raise ValueError(f"num_samples must be at least 1 for every sample, got {int(counts.min())}")
+    return counts.long().contiguous()
 
 
 def _checked_start(start: int | Tensor, ptr: Tensor) -> Tensor:

@@ -103,3 +103,20 @@ def cloud_counts(data: Data) -> Tensor:
     if data.get("batch") is not None:
         return torch.bincount(data.batch).cpu()
     return torch.tensor([data.x.size(0)])
+
+
+def category_of(data: Data, categories: int, clouds: int) -> Tensor | None:
+    """The category of each object of a batch ``[B]``; None for a network that knows no ``categories``.
+
+    Raises:
+        ValueError: If one of the ``clouds`` has none, or an unknown one.
+    """
+    if not categories:
+        return None
+    category = data.get("category")
+    if category is None or category.shape != (clouds,):
+        found = "none" if category is None else list(category.shape)
+        raise ValueError(f"the network knows {categories} categories: give each of {clouds} clouds one, got {found}")
+    if int(category.min()) < 0 or int(category.max()) >= categories:
+        raise ValueError(f"category must be from 0 to {categories - 1}, got {category.tolist()}")
+    return category
