@@ -81,5 +81,5 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> K
 
 
 def _of_linear(value: Tensor, own: Tensor) -> Tensor:
-    """The weight of a convolution with kernels of size 1 as that of the linear layer it is, where the network has one."""
+    """The weight of a convolution with kernels of size 1 as that of a linear layer, where the network has one."""
     return value.reshape(own.shape) if value.shape == (*own.shape, *(1,) * (value.dim() - own.dim())) else value

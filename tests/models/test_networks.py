@@ -56,11 +56,22 @@ ERWIN = {
     "names": ("a", "b", "c"), "channels": (8, 16), "strides": (2,), "ball_sizes": (32, 32), "encoder_depths": (2, 1),
     "encoder_heads": (2, 2), "decoder_depths": (1,), "decoder_heads": (2,), "message_steps": 1, "rotate": 45,
 }  # fmt: skip
+V1 = {
+    "names": ("a", "b", "c"), "features": ("pos", "color"), "channels": (8, 16, 32), "blocks": (1, 1, 1),
+    "neighbors": (4, 6, 6), "share": 4,
+}  # fmt: skip
+POINTNET2 = {
+    "names": ("a", "b", "c"), "features": ("pos", "color"), "unit_sphere": True, "centers": (60, 15), "width": 0.2,
+    "neighbors": 0.2,
+}  # fmt: skip
 WHOLE = {"names": ("a", "b", "c"), "labelled": "whole", "features": ("pos", "color"), "channels": 16, "heads": 2}
 NETWORKS = {
     "erwin": (ERWIN, cloud),
     "perceiver": ({**WHOLE, "latents": 6, "layers": 2, "bands": 4, "max_frequency": 8.0}, cloud),
+    "point_transformer": (V1, cloud),
     "point_transformer_v3": (V3, cloud),
+    "pointnet2_msg": (POINTNET2, cloud),
+    "pointnet2_ssg": (POINTNET2, cloud),
     "set_transformer": ({**WHOLE, "inducing_points": 4, "norm": True}, cloud),
     "surface_classifier": (SURFACE, mesh),
     "surface_transformer": (SURFACE, mesh),
