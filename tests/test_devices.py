@@ -165,6 +165,11 @@ OPERATORS = {
     "knn": (lambda pos, batch: ops.knn(pos, 3, batch), points(), torch.arange(NODES) // 10),
     "radius": (lambda pos, batch: ops.radius(pos, 0.4, batch), points(), torch.arange(NODES) // 10),
     "farthest_point_sample": (lambda pos: ops.farthest_point_sample(pos, ratio=0.3), points()),
+    "ball_query": (lambda pos, batch: ops.ball_query(pos, 0.4, 3, batch), points(), torch.arange(NODES) // 10),
+    "knn_query": (lambda pos, batch: ops.knn_query(pos, 6, batch), points(), torch.arange(NODES) // 10),
+    "knn_interpolate": (
+        lambda x, pos: ops.knn_interpolate(x, pos, pos.flip(0) + 0.1), random(NODES, 4), points(),
+    ),
     "grid_sample": (lambda pos: ops.grid_sample(pos, 0.3), points()),
     "voxel_pool": (lambda x, pos: ops.voxel_pool(x, pos, 0.3), random(NODES, 4), points()),
 }  # fmt: skip
@@ -302,6 +307,21 @@ LAYERS = {
     "SlotAttention": lambda: (slot_attention(), random(NODES, 8), SETS, random(2, 3, 4)),
     "PerceiverBlock": lambda: (
         nn.PerceiverBlock(8, 6, heads=2), random(6, 8), SETS.latents(3), random(NODES, 6),
+    ),
+    "PointTransformerBlock": lambda: (
+        nn.PointTransformerBlock(8), random(NODES, 8), points(), ops.knn_query(points(), 4),
+    ),
+    "TransitionDown": lambda: (nn.TransitionDown(8, 4, 4, 5), random(NODES, 8), points(), torch.arange(NODES) // 10),
+    "TransitionUp": lambda: (nn.TransitionUp(8, 4), random(NODES, 4), points(), random(6, 8), points()[:6]),
+    "SetAbstraction": lambda: (
+        nn.SetAbstraction(8, 3, [0.3, 0.5], [4, 6], [[8, 4], [5]]), random(NODES, 8), points(),
+        torch.arange(NODES) // 10,
+    ),
+    "GlobalSetAbstraction": lambda: (
+        nn.GlobalSetAbstraction(8, 4), random(NODES, 8), points(), torch.arange(NODES) // 10,
+    ),
+    "FeaturePropagation": lambda: (
+        nn.FeaturePropagation(12, 4), random(NODES, 4), points(), random(6, 8), points()[:6],
     ),
     "SurfaceAttention": lambda: (
         nn.SurfaceAttention(8, heads=2), random(NODES, 8), points(), random(NODES, 3), random(NODES, 4), PATTERN,
