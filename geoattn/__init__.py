@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from geoattn import geometry, nn, ops, patterns
 from geoattn.nn import accelerate, restore
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.ops.backends.choose import backend, backends
 from geoattn.patterns import Neighbors, Windows
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geoattn.nn.position_bias import DistanceBias
-from geoattn.ops import attend, segment_mean
+from geoattn.ops import segment_mean
+from geoattn.ops.attend import attend
 from geoattn.patterns import Windows
 
 

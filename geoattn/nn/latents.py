@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns import Windows
 
 

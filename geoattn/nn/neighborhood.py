@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geoattn._arguments import check_tensors
 from geoattn.nn.position_bias import rows_of_table
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors, grid_neighbors, grid_offsets
 from geoattn.patterns.grid import window_of_axes
 

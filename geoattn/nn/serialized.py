@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geoattn.nn.position_bias import RelativePositionTable
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns import Windows
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geoattn._arguments import checked_integer
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns import Windows
 
 

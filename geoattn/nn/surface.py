@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geoattn.ops import attend
-from geoattn.ops.attend import Pattern
+from geoattn.ops.attend import Pattern, attend
 
 
 class SurfaceAttention(nn.Module):

@@ -17,7 +17,8 @@ from geoattn import native
 from geoattn._arguments import described, warn_once
 from geoattn._forced import forced
 from geoattn.nn.graph._linears import any_hooks
-from geoattn.ops import attend, attention_weights
+from geoattn.ops import attention_weights
+from geoattn.ops.attend import attend
 from geoattn.ops.backends.choose import BACKENDS
 from geoattn.ops.backends.modes import transforms_active
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors

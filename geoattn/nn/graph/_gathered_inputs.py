@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geoattn.nn.graph._linears import plain
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns import Neighbors
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch_geometric.nn.dense import Linear
 from torch_geometric.nn.inits import glorot, zeros
 
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns import Adjacency, as_neighbors
 
 

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from geoattn.ops import attend, segment_mean
+from geoattn.ops import segment_mean
+from geoattn.ops.attend import attend
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
 # Samples compared with all centers at a time.

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from geoattn.geometry import wigner_d
-from geoattn.ops import attend
-from geoattn.ops.attend import Pattern
+from geoattn.ops.attend import Pattern, attend
 from geoattn.patterns import Adjacency, Windows, as_neighbors
 
 

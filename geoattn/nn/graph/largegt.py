@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns import Windows
 
 

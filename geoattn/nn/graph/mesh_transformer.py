@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geoattn.ops import attend
+from geoattn.ops.attend import attend
 from geoattn.patterns.adjacency import Adjacency, as_neighbors
 
 

@@ -12,7 +12,8 @@ from torch_geometric.utils import dropout_edge
 
 from geoattn.nn.graph._drop_in import DropIn, as_edge_index, of_caller
 from geoattn.nn.graph._linears import scores
-from geoattn.ops import attend, edge_dot
+from geoattn.ops import edge_dot
+from geoattn.ops.attend import attend
 from geoattn.patterns import Adjacency, Neighbors, as_neighbors
 
 
