@@ -32,7 +32,8 @@ class PointInputs(BaseTransform):
 
     - ``pos`` ``[M, 3]`` float32: moved, so that a scene's bounding box is centered in x and y and begins at z = 0; or,
       with ``unit_sphere``, to mean 0 and largest norm 1.
-    - ``x`` ``[M, C]`` float32: the features, one after the other. What the cloud lacks is zeros.
+    - ``x`` ``[M, C]`` float32: the features, one after the other. What the cloud lacks is zeros. Scanners give
+      intensities in units of their own, so they are divided by the largest of the cloud.
     - ``grid_coord`` ``[M, 3]`` int64: the voxel, from 0 on, no two of them alike. Only with a ``grid_size``.
     - ``voxel_index`` ``[N]``: for each point of the cloud, which of the M stands for it: the one in its voxel, or,
       where ``max_points`` left that out, the nearest one.
@@ -154,7 +155,7 @@ def cells(pos: Tensor, grid_size: float | None) -> Tensor:
 
 
 def checked_cloud(data: Data, max_points: int | None, generator: torch.Generator | None) -> dict[str, Tensor]:
-    """The attributes of the points that are there, each with a row for each of them."""
+    """The attributes of the points that are there, each with a row for each of them; intensities at most 1."""
     check_data(data)
     cloud = {name: data.get(name) for name in ("pos", "color", "normal", "intensity")}
     cloud = {name: value for name, value in cloud.items() if value is not None}
@@ -173,6 +174,9 @@ def checked_cloud(data: Data, max_points: int | None, generator: torch.Generator
         if value.size(0) != count:
             raise ValueError(f"{name} has {value.size(0)} rows for {count} points")
     cloud = {name: value.detach().cpu() for name, value in cloud.items()}
+    if "intensity" in cloud:
+        intensity = cloud["intensity"].float().nan_to_num(0, 0, 0)
+        cloud["intensity"] = intensity / intensity.abs().max().clamp_min(1e-12)
     if not bool(cloud["pos"].isfinite().all()):
         bad = int((~cloud["pos"].isfinite().all(1)).nonzero()[0])
         raise ValueError(f"point {bad} has the coordinates {cloud['pos'][bad].tolist()}, which are not finite; drop it")

@@ -140,7 +140,8 @@ def new_network(samples: LabelledSamples, name: str, task: str, options: dict[st
     Raises:
         ValueError: If it reads meshes and the samples are clouds, or it cannot label what they label.
     """
-    some = [samples[i] for i in range(min(len(samples), 20))]
+    most = 4 if samples[0].face is None else 20  # scans may be large
+    some = [samples[i] for i in range(min(len(samples), most))]
     config = model_config(name)
     clouds = [other for other in list_models(task) if issubclass(model_config(other), PointConfig)]
     if any(sample.face is None for sample in some) and name not in clouds:

@@ -64,6 +64,17 @@ def test_what_a_cloud_lacks_is_zeros_and_what_it_has_beyond_is_left():
     assert "grid_coord" not in out
 
 
+def test_intensities_have_no_unit():
+    given = cloud()
+    given.intensity = torch.rand(2000) * 65535
+    given.intensity[3] = float("nan")
+    out = PointInputs(("intensity",))(given)
+    assert float(out.x.max()) == 1
+    again = given.clone()
+    again.intensity = given.intensity / 255
+    torch.testing.assert_close(PointInputs(("intensity",))(again).x, out.x)
+
+
 def test_batches_refer_to_their_own_points():
     samples = [PointInputs(grid_size=0.5)(cloud(100, seed)) for seed in (0, 1)]
     batch = Batch.from_data_list(samples)

@@ -28,7 +28,7 @@ class PointConfig:
         max_points: At most so many points of a cloud are read.
         parts_of_category: The classes that are parts of each category of objects, where samples have a ``category``.
         unit_sphere: Clouds are objects, which are moved to 0 and scaled to norm 1, rather than scenes. None: those that
-            are labelled as a whole are.
+            are labelled as a whole or have parts of categories are.
     """
 
     names: tuple[str, ...] = field(metadata=FROM_DATA)
@@ -48,7 +48,7 @@ class PointConfig:
             object.__setattr__(self, name, tuple(getattr(self, name) or ("pos",)))
         object.__setattr__(self, "parts_of_category", tuple(map(tuple, self.parts_of_category)))
         if self.unit_sphere is None:
-            object.__setattr__(self, "unit_sphere", self.labelled == "whole")
+            object.__setattr__(self, "unit_sphere", self.labelled == "whole" or bool(self.parts_of_category))
         self.inputs()
 
     def inputs(self) -> PointInputs:
