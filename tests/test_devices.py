@@ -330,6 +330,12 @@ LAYERS = {
     "DepthwiseSubMConv3d": lambda: (
         nn.DepthwiseSubMConv3d(8, (1, 3, 5)), random(NODES, 8), KernelMap.from_grid(voxels(), (1, 3, 5)),
     ),
+    "LinearAttention": lambda: (
+        nn.LinearAttention(8, 2, "softmax"), random(NODES, 8), Windows(torch.tensor([0, 9, 9, NODES])),
+    ),
+    "ScatterFormerStage": lambda: (
+        nn.ScatterFormerStage(8, 2, layers=1, window=2), random(NODES, 8), voxels(), torch.arange(NODES) // 12,
+    ),
     "AEROGNN": lambda: (graph.AEROGNN(8, 4, 3, num_hops=2, heads=2), random(NODES, 8), edge_index()),
     "CoulGATConv": lambda: (
         graph.CoulGATConv(8, 4, NODES), random(2, NODES, 8), torch.rand(2, NODES, NODES).double() + 0.1,

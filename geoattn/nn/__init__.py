@@ -13,6 +13,13 @@ from geoattn.nn.graph import (
     TransformerConv,
 )
 from geoattn.nn.latents import CrossAttention, LatentAttention
+from geoattn.nn.linear_attention import (
+    CrossWindowFeedForward,
+    LinearAttention,
+    ScatteredLinearAttention,
+    ScatterFormerStage,
+    linear_attend,
+)
 from geoattn.nn.neighborhood import (
     NeighborhoodAttention,
     NeighborhoodAttention1d,
@@ -44,6 +51,7 @@ __all__ = [
     "BallAttention",
     "BallBlock",
     "CrossAttention",
+    "CrossWindowFeedForward",
     "DepthwiseSubMConv3d",
     "DistanceBias",
     "FeaturePropagation",
@@ -52,6 +60,7 @@ __all__ = [
     "GlobalSetAbstraction",
     "GravNetConv",
     "LatentAttention",
+    "LinearAttention",
     "NeighborhoodAttention",
     "NeighborhoodAttention1d",
     "NeighborhoodAttention2d",
@@ -64,6 +73,8 @@ __all__ = [
     "PointTransformerLayer",
     "RelativePositionTable",
     "RotaryPositions",
+    "ScatterFormerStage",
+    "ScatteredLinearAttention",
     "SerializedAttention",
     "SetAbstraction",
     "SlotAttention",
@@ -76,6 +87,7 @@ __all__ = [
     "accelerate",
     "dropout",
     "graph",
+    "linear_attend",
     "restore",
     "sinkhorn_attend",
 ]
