@@ -24,8 +24,8 @@ from geoattn.train import TrainConfig, evaluate, fit
 
 # Small enough for one core: fewer centers, neighbors and features than the authors' networks have.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "pointnet2_ssg": {"centers": (128, 32), "neighbors": 0.5, "width": 0.5},
-    "pointnet2_msg": {"centers": (128, 32), "neighbors": 0.25, "width": 0.5},
+    "pointnet2_ssg": {"centers": (64, 16), "neighbors": 0.5, "width": 0.5},
+    "pointnet2_msg": {"centers": (64, 16), "neighbors": 0.25, "width": 0.5},
     "point_transformer": {"channels": (32, 64, 128, 256), "neighbors": (8, 16, 16, 16)},
     "point_transformer_v3": {
         "grid_size": 0.02,
@@ -45,18 +45,21 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="what to train")
     parser.add_argument("--seeds", type=int, default=5, help="seeds are 0, 1, ...")
     parser.add_argument("--epochs", type=int, default=60, help="how often to go through the training clouds")
-    parser.add_argument("--points", type=int, default=512, help="points that are read of a cloud")
-    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
+    parser.add_argument("--points", type=int, default=256, help="points that are read of a cloud")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--hold-out", help="measure on this share of the training clouds")
     parser.add_argument("--output", type=Path, default=Path("runs/point_classification"), help="folder of the runs")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     task = ClassificationTask(attribute_dropout=0)
-    for network in arguments.networks:
-        found = [accuracy(task, network, seed, arguments) for seed in range(arguments.seeds)]
-        spread = f" ± {100 * statistics.stdev(found):.1f}" if len(found) > 1 else ""
-        print(f"{network}: {100 * statistics.mean(found):.1f}{spread}", flush=True)
+    found: dict[str, list[float]] = {network: [] for network in arguments.networks}
+    for seed in range(arguments.seeds):
+        for network in arguments.networks:
+            found[network].append(accuracy(task, network, seed, arguments))
+    for network, values in found.items():
+        spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        print(f"{network}: {100 * statistics.mean(values):.1f}{spread}", flush=True)
 
 
 def accuracy(task: ClassificationTask, network: str, seed: int, arguments: argparse.Namespace) -> float:
@@ -72,7 +75,7 @@ def accuracy(task: ClassificationTask, network: str, seed: int, arguments: argpa
         torch.manual_seed(seed)
         model = task.model(samples, network, max_points=arguments.points, **NETWORKS[network])
         config = TrainConfig(
-            epochs=arguments.epochs, batch_size=8, lr=arguments.lr, seed=seed, workers=0, save_every=arguments.epochs
+            epochs=arguments.epochs, batch_size=16, lr=arguments.lr, seed=seed, workers=0, save_every=arguments.epochs
         )
         result = fit(task, model, samples, folder, config, resume=True)
         figures = evaluate(task, load_model(result.checkpoint), test)

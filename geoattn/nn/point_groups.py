@@ -15,9 +15,12 @@ class BatchNorm(nn.BatchNorm1d):
     """Batch normalization over all rows of ``[R, C]``; with a single row, which has no variance, as in evaluation."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if self.training and x.size(0) == 1:
+        if not self.training:
+            return super().forward(x)
+        if x.size(0) == 1:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
+        # Statistics of [R, C] are added row by row in float32 on CPUs, which loses digits over many rows.
+        return super().forward(x.t().unsqueeze(0)).squeeze(0).t().contiguous()
 
 
 def perceptron(*channels: int, bias: bool = True) -> nn.Sequential:
