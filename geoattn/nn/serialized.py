@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from geoattn.nn.position_bias import RelativePositionTable
 from geoattn.ops.attend import attend
+from geoattn.ops.permute import permute_rows
 from geoattn.patterns import Windows
 
 
@@ -82,10 +83,11 @@ class SerializedAttention(nn.Module):
         """
         if self.rpe is not None and grid_coord is None:
             raise ValueError("relative positions need grid_coord [N, 3], the voxel of every point")
-        query, key, value = self.qkv(x)[order].view(x.size(0), 3, self.heads, -1).unbind(1)
+        query, key, value = permute_rows(self.qkv(x), order, inverse).view(x.size(0), 3, self.heads, -1).unbind(1)
         dropout = self.dropout if self.training else 0.0
         if self.rpe is None or grid_coord is None:
             out = attend(query, key, value, windows, dropout=dropout)
         else:
             out = attend(query, key, value, windows, self.rpe, dropout=dropout, position=grid_coord[order])
-        return F.dropout(self.proj(out.flatten(1)[inverse]), self.dropout, self.training)
+        out = permute_rows(out.flatten(1), inverse, order)
+        return F.dropout(self.proj(out), self.dropout, self.training)

@@ -4,6 +4,7 @@ from geoattn.geometry.search import knn, radius
 from geoattn.ops.attend import attend, attention_weights
 from geoattn.ops.edges import edge_dot, weighted_max, weighted_sum
 from geoattn.ops.grouping import ball_query, knn_interpolate, knn_query
+from geoattn.ops.permute import permute_rows
 from geoattn.ops.sampling import VoxelPool, farthest_point_sample, grid_sample, voxel_pool
 from geoattn.ops.segment import (
     segment_logsumexp,
@@ -27,6 +28,7 @@ __all__ = [
     "knn",
     "knn_interpolate",
     "knn_query",
+    "permute_rows",
     "radius",
     "segment_logsumexp",
     "segment_max",
