@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, device, graph_layers, graphs, harness, neighborhood, peers, serialization
+from benchmarks import (
+    attention,
+    device,
+    graph_layers,
+    graphs,
+    harness,
+    neighborhood,
+    peers,
+    point_transformer_v3,
+    serialization,
+)
 from benchmarks.harness import BOTH, FORWARD
 from geoattn import Neighbors, attend
 from tests.pretend import pretend_gpu
@@ -56,6 +66,13 @@ class Measured(harness.Options):
 
     def peak_memory(self, jobs):
         return {job: harness.Memory(inputs=4 * 10**9, above=5 * 10**9) for job in jobs}
+
+
+def test_the_padded_point_transformer_agrees_with_ours():
+    job = harness.Job("step-half-128", 2_000)
+    with torch.no_grad():
+        padded, ours = (make().forward() for make in point_transformer_v3.CASES[job.case](job).values())
+    torch.testing.assert_close(padded, ours, rtol=1e-3, atol=1e-3)
 
 
 def test_layers_in_pygs_place_agree_with_it():
