@@ -24,8 +24,8 @@ from geoattn.train import TrainConfig, evaluate, fit
 
 # Small enough for one core: fewer centers, neighbors and features than the authors' networks have.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "pointnet2_ssg": {"centers": (64, 16), "neighbors": 0.5, "width": 0.5},
-    "pointnet2_msg": {"centers": (64, 16), "neighbors": 0.25, "width": 0.5},
+    "pointnet2_ssg": {"centers": (128, 32), "neighbors": 0.5, "width": 0.5},
+    "pointnet2_msg": {"centers": (128, 32), "neighbors": 0.25, "width": 0.5},
     "point_transformer": {"channels": (32, 64, 128, 256), "neighbors": (8, 16, 16, 16)},
     "point_transformer_v3": {
         "grid_size": 0.02,
@@ -44,9 +44,9 @@ def main() -> None:
     parser.add_argument("--data", default="bimnet10", help="a data set or a folder, as geoattn train takes them")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="what to train")
     parser.add_argument("--seeds", type=int, default=5, help="seeds are 0, 1, ...")
-    parser.add_argument("--epochs", type=int, default=60, help="how often to go through the training clouds")
-    parser.add_argument("--points", type=int, default=256, help="points that are read of a cloud")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--epochs", type=int, default=40, help="how often to go through the training clouds")
+    parser.add_argument("--points", type=int, default=512, help="points that are read of a cloud")
+    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
     parser.add_argument("--hold-out", help="measure on this share of the training clouds")
     parser.add_argument("--output", type=Path, default=Path("runs/point_classification"), help="folder of the runs")
     arguments = parser.parse_args()
