@@ -106,10 +106,10 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(begin: Tensor, end: Tensor) -> _Blocks:
-    """Of runs ``[R]``; blocks are about as long as the mean run, so that little is empty and few are added."""
+    """Of runs ``[R]``; blocks are a fraction of the mean run, so that few slots are empty and few sums are added."""
     begin, count = begin.long(), (end - begin).long()
     mean = int(count.sum()) // max(len(count), 1)
-    size = min(max(1 << (mean - 1).bit_length(), 16), 1024)
+    size = min(max(1 << (mean // 4).bit_length(), 16), 1024)
     blocks = (count + size - 1) // size
     number = torch.arange(len(count), device=count.device)
     run = number.repeat_interleave(count)
