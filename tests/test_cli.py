@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 import geoattn
 from geoattn.cli import main
-from geoattn.data import Bodies
+from geoattn.data import Bodies, Rooms
 from geoattn.models import create_model
 
 
@@ -197,10 +197,11 @@ def test_a_checkpoint_is_not_measured_on_other_classes(tmp_path, capsys):
     assert "the data have the classes cat, dog, but the network was made for head, hand" in capsys.readouterr().err
 
 
-def test_a_cloud_has_no_checkpoint_yet(tmp_path, capsys):
-    geoattn.save(tmp_path / "cloud.ply", Data(pos=torch.rand(5, 3)))
-    assert main(["segment", str(tmp_path / "cloud.ply"), "-o", str(tmp_path / "out.ply")]) == 2
-    assert "cloud.ply is a point cloud, and no checkpoint in the package segments those" in capsys.readouterr().err
+def test_a_cloud_without_a_model_is_taken_for_a_room(tmp_path, capsys):
+    geoattn.save(tmp_path / "cloud.ply", Data(pos=torch.rand(50, 3)))
+    assert main(["segment", str(tmp_path / "cloud.ply"), "-o", str(tmp_path / "out.ply")]) == 0
+    assert "no --model: the points get classes of rooms and tables" in capsys.readouterr().out
+    assert geoattn.load(tmp_path / "out.ply").label.max() < len(Rooms.names)
 
 
 def test_a_missing_extra_names_the_pip_line(monkeypatch):

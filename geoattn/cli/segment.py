@@ -13,7 +13,7 @@ from geoattn.data.io import annotate, check_output, check_path
 from geoattn.models import load_model
 from geoattn.models.points import PointNetwork, missing_features
 from geoattn.models.segmentation import segment
-from geoattn.models.segmentation.segment import HUMAN
+from geoattn.models.segmentation.segment import HUMAN, SCENE
 from geoattn.viz import PAGE_FORMATS, PICTURE_FORMATS, page, picture
 
 
@@ -30,7 +30,7 @@ def add_options(command: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     command.add_argument("--page", type=Path, help="write an interactive page (HTML) here")
     command.add_argument(
         "--model",
-        help="folder of a run or a checkpoint, or hf-hub:<owner>/<name>; default: parts of human bodies, for meshes",
+        help="folder of a run or a checkpoint, or hf-hub:<owner>/<name>; default: the package's for bodies, or rooms",
     )
     command.add_argument(
         "--votes", type=int, default=1, metavar="N", help="from how many views a cloud is labelled (turned, scaled ...)"
@@ -50,7 +50,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         if path:
             check_path(path, formats)
     data = geoattn.load(arguments.mesh)
-    model = load_model(arguments.model or _default_model(arguments.mesh, data)).to(device)
+    model = load_model(arguments.model or _default_model(data)).to(device)
     if "segmentation" not in model.tasks:
         raise ValueError(f"{arguments.model} holds a {model.name}, made for {', '.join(model.tasks)}, not for parts")
     labelled = model.config.labelled
@@ -82,8 +82,9 @@ def _segment(arguments: argparse.Namespace) -> None:
         print(f"wrote {arguments.page}")
 
 
-def _default_model(path: Path, data: Any) -> Path:
+def _default_model(data: Any) -> Path:
     """The checkpoint of the package for what is in a file."""
     if data.face is None:
-        raise ValueError(f"{path} is a point cloud, and no checkpoint in the package segments those; give --model")
+        print("no --model: the points get classes of rooms and tables, as of a scan in metres with z up")
+        return SCENE
     return HUMAN

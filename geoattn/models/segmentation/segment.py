@@ -15,6 +15,7 @@ from geoattn.data.transforms import Element, element_corners
 from geoattn.geometry import face_areas, face_normals, simplify, vertex_normals
 from geoattn.models.network import Network
 from geoattn.models.points.inputs import PointNetwork
+from geoattn.models.points.point_transformer_v3 import PointTransformerV3
 from geoattn.models.points.segment_cloud import point_probabilities
 from geoattn.models.segmentation.surface_transformer import SurfaceTransformer
 from geoattn.train.evaluate import evaluating
@@ -22,6 +23,9 @@ from geoattn.train.fabric import Precision
 
 HUMAN = Path(__file__).parent / "assets" / "human"
 """The checkpoint that comes with the package: eight parts of human bodies, trained on `geoattn.data.Bodies` only."""
+
+SCENE = Path(__file__).parent / "assets" / "scene"
+"""Likewise for clouds, in metres and z up: what the points of rooms are, trained on `geoattn.data.Rooms` only."""
 
 
 class Segmentation(NamedTuple):
@@ -61,7 +65,8 @@ def segment(
     Args:
         data: A mesh with ``pos`` ``[V, 3]`` and ``face`` ``[3, F]``, or a cloud with ``pos`` ``[N, 3]`` and what there
             is of ``color``, ``normal`` and ``intensity``. It is not changed.
-        model: The network; default: the one that comes with the package, for human bodies.
+        model: The network; default: the one that comes with the package, of meshes for human bodies, of clouds for
+            rooms, in metres and z up.
         precision: ``bfloat16`` computes products and attention in bfloat16.
         votes: Of clouds: from how many views.
         fragments: Of clouds: how many points of each voxel are read.
@@ -73,7 +78,10 @@ def segment(
         ValueError: If there are no faces, or no points, or coordinates are not finite.
     """
     check_data(data)
-    model = SurfaceTransformer.from_pretrained(HUMAN) if model is None else model
+    if model is None and data.face is None:
+        model = PointTransformerV3.from_pretrained(SCENE)
+    elif model is None:
+        model = SurfaceTransformer.from_pretrained(HUMAN)
     if isinstance(model, PointNetwork):
         probability = point_probabilities(
             data, model, votes=votes, fragments=fragments, precision=precision, progress=progress
