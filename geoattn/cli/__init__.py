@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -13,8 +14,8 @@ from geoattn.cli.options import HelpFormatter
 from geoattn.data import LoadError
 
 COMMANDS = {
-    "segment": "label the parts of a mesh",
-    "info": "what is in a mesh file, and what may go wrong with it",
+    "segment": "label the parts of a mesh or a point cloud",
+    "info": "what is in a file of a mesh or a cloud, and what may go wrong with it",
     "train": "train a network",
     "evaluate": "measure a network on labelled samples",
 }
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == [name]:  # the others need not be imported
             import_module(f"geoattn.cli.{name}").add_options(command, argv)
     arguments = parser.parse_args(argv)
+    as_before = warnings.formatwarning
+    warnings.formatwarning = _warning
     try:
         arguments.run(arguments)
     except KeyboardInterrupt as error:
@@ -46,4 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LoadError, OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"geoattn: {error}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = as_before
     return 0
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    """What a warning says, without the line of ours that says it."""
+    return f"geoattn: {message}\n"

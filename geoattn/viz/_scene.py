@@ -105,6 +105,12 @@ def read_scene(
     )
 
 
+def is_wide(scene: Scene) -> bool:
+    """Whether a cloud is wider than tall, in both directions, so that it is best seen from above."""
+    right, up, front = np.ptp(scene.pos @ np.stack([scene.right, scene.up, scene.front], 1), axis=0)
+    return scene.face is None and bool(up < 0.8 * min(right, front))
+
+
 def thinned(scene: Scene, most: int) -> Scene:
     """A cloud of at most so many points, spread evenly: where they are dense, more are left out. The legend stays."""
     if scene.face is not None or len(scene.pos) <= most:

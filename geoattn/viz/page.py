@@ -10,7 +10,7 @@ from torch_geometric.data import Data
 
 from geoattn._optional import require
 from geoattn.data.io import check_path, write_whole
-from geoattn.viz._scene import Names, On, Scene, Up, read_scene, thinned
+from geoattn.viz._scene import Names, On, Scene, Up, is_wide, read_scene, thinned
 
 PAGE_FORMATS = {"html": ("plotly", "viz"), "htm": ("plotly", "viz")}
 """What :func:`page` writes, for :func:`geoattn.data.io.check_path`."""
@@ -89,6 +89,8 @@ def page(
         for value, (name, share) in scene.legend.items():
             draw(figure, scene, everything[scene.label == value], name, share)
     figure.update_layout(**_layout(title))
+    if is_wide(scene):
+        figure.update_layout(scene_camera_eye={"x": 0.5, "y": -1.0, "z": 0.9})
     if len(scene.pos) < len(whole.pos):
         text = f"{len(scene.pos):,} of {len(whole.pos):,} points are shown".replace(",", " ")
         place = {"x": 0, "y": 0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from geoattn._optional import require
 from geoattn.data.io import check_path, write_whole
 from geoattn.data.palette import label_colors
-from geoattn.viz._scene import Names, On, Scene, Up, read_scene, thinned
+from geoattn.viz._scene import Names, On, Scene, Up, is_wide, read_scene, thinned
 
 Array = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def picture(
         raise ValueError(f"size is {size}, but must be at least 64 pixels each way")
     scene = thinned(read_scene(data, label, score, label_on, names, up), _MAX_POINTS)
     if views is None:
-        views = ("above", "top") if _is_wide(scene) else ("front", "side", "back")
+        views = ("above", "top") if is_wide(scene) else ("front", "side", "back")
     color = scene.color if scene.score is None else _score_color(scene.score)
 
     sheet = _Sheet(*size)
@@ -107,12 +107,6 @@ def picture(
     sheet.views(scene, color, views)
     with write_whole(path) as temporary:
         temporary.write_bytes(sheet.png())
-
-
-def _is_wide(scene: Scene) -> bool:
-    """Whether a cloud is wider than tall, in both directions."""
-    right, up, front = np.ptp(scene.pos @ np.stack([scene.right, scene.up, scene.front], 1), axis=0)
-    return scene.face is None and bool(up < 0.8 * min(right, front))
 
 
 def _score_color(score: Array) -> Array:
