@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from geoattn.nn.position_bias import DistanceBias
 from geoattn.ops import segment_mean
 from geoattn.ops.attend import attend
-from geoattn.patterns import Windows
+from geoattn.patterns.windows import Windows, check_windows
 
 
 class BallAttention(nn.Module):
@@ -32,7 +32,7 @@ class BallAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, axes: int = 3) -> None:
         super().__init__()
-        if channels % heads:
+        if heads < 1 or channels % heads:
             raise ValueError(f"heads must divide channels, got {heads} and {channels}")
         self.heads = heads
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -41,10 +41,18 @@ class BallAttention(nn.Module):
         self.bias = DistanceBias(heads)
 
     def forward(self, x: Tensor, pos: Tensor, balls: Windows) -> Tensor:
-        """Attend inside each ball."""
+        """Attend inside each ball.
+
+        Raises:
+            TypeError: If ``balls`` are no `Windows`, such as the `BallTree` itself.
+            ValueError: If shapes do not fit.
+        """
+        check_windows(balls, "balls", "geoattn.patterns.ball_tree(...).balls(size)")
+        if x.dim() != 2 or len(x) != len(pos):
+            raise ValueError(f"expected x [S, C] and pos [S, P], got {tuple(x.shape)} and {tuple(pos.shape)}")
         center = segment_mean(pos, ptr=balls.query_ptr).repeat_interleave(balls.query_ptr.diff(), 0)
         x = x + self.pe_proj(pos - center)
-        query, key, value = self.qkv(x).view(len(x), self.heads, -1, 3).unbind(-1)  # which of the three runs fastest
+        query, key, value = self.qkv(x).unflatten(1, (self.heads, -1, 3)).unbind(-1)  # which of the three runs fastest
         return self.proj(attend(query, key, value, balls, self.bias, position=pos).flatten(1))
 
 

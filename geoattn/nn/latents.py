@@ -27,7 +27,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         source_channels = channels if source_channels is None else source_channels
         inner_channels = channels if inner_channels is None else inner_channels
-        if inner_channels % heads:
+        if heads < 1 or inner_channels % heads:
             raise ValueError(f"heads must divide channels, got {heads} and {inner_channels}")
         self.heads = heads
         self.query = nn.Linear(channels, inner_channels)
@@ -36,8 +36,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor, pattern: Windows, weight: Tensor | None = None) -> Tensor:
         """Attend from ``x`` to ``source``; ``weight`` is `attend`'s ``key_weight``."""
-        query = self.query(x).view(x.size(0), self.heads, -1)
-        key, value = self.key_value(source).view(source.size(0), 2, self.heads, -1).unbind(1)
+        query = self.query(x).unflatten(1, (self.heads, -1))
+        key, value = self.key_value(source).unflatten(1, (2, self.heads, -1)).unbind(1)
         return self.out(attend(query, key, value, pattern, key_weight=weight).flatten(1))
 
 

@@ -162,7 +162,7 @@ class LinearAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4, feature_map: FeatureMap = "elu", qkv_bias: bool = False) -> None:
         super().__init__()
-        if channels % heads:
+        if heads < 1 or channels % heads:
             raise ValueError(f"heads must divide channels, got {heads} and {channels}")
         self.heads, self.feature_map = heads, feature_map
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)

@@ -21,7 +21,7 @@ class _Projections(nn.Module):
         self, embed_dim: int, num_heads: int, qkv_bias: bool, qk_scale: float | None, proj_drop: float
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads must divide embed_dim, got {num_heads} and {embed_dim}")
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.scale = (embed_dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
@@ -31,7 +31,7 @@ class _Projections(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[N, H, D]`` of ``[N, C]``."""
-        query, key, value = self.qkv(x).view(x.size(0), 3, self.num_heads, -1).unbind(1)
+        query, key, value = self.qkv(x).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         return query, key, value
 
 

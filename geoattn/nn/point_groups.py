@@ -58,7 +58,14 @@ class GroupLinear(nn.Linear):
             pos: Positions ``[N, 3]``.
             index: The points of each group, ``[G, k]``.
             center: Where each group is, ``[G, 3]``.
+
+        Raises:
+            ValueError: If there is not one row of features, as wide as the layer, for each position.
         """
+        width, rows = self.in_features - 3, pos.size(0)
+        if width if x is None else x.shape != (rows, width):
+            found = None if x is None else tuple(x.shape)
+            raise ValueError(f"expected x [N, {width}] for pos {tuple(pos.shape)}, got {found}")
         groups, k = index.shape
         columns = self.weight.split(self.columns, 1)
         of_position, of_features = reversed(columns) if self.position_last else columns

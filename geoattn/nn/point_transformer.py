@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from geoattn._arguments import check_tensors
 from geoattn.nn.point_groups import BatchNorm, GroupLinear, clouds, largest_of_groups, perceptron
 from geoattn.ops import farthest_point_sample, knn_interpolate, knn_query
 from geoattn.ops.backends.recompute import edges_per_chunk, gather
@@ -66,7 +67,16 @@ class PointTransformerLayer(nn.Module):
 
         Returns:
             ``[N, C]``.
+
+        Raises:
+            TypeError: If something is no tensor, such as `geoattn.Neighbors` as neighbors.
+            ValueError: If shapes do not fit.
         """
+        check_tensors(x=x, pos=pos, neighbors=neighbors)
+        if x.dim() != 2 or x.size(1) != self.channels or pos.shape != (x.size(0), 3):
+            raise ValueError(
+                f"expected x [N, {self.channels}] and pos [N, 3], got {tuple(x.shape)} and {tuple(pos.shape)}"
+            )
         if neighbors.dim() != 2 or neighbors.size(0) != x.size(0):
             raise ValueError(
                 f"expected neighbors [{x.size(0)}, k], as geoattn.ops.knn_query(pos, k) gives them, "

@@ -113,6 +113,8 @@ class GlobalSetAbstraction(nn.Module):
             pos: Positions ``[N, 3]``.
             batch: Cloud of each point ``[N]``, ascending; default: one cloud.
         """
+        if x.dim() != 2 or len(x) != len(pos):
+            raise ValueError(f"expected x [N, C] and pos [N, 3], got {tuple(x.shape)} and {tuple(pos.shape)}")
         batch = torch.zeros(pos.size(0), dtype=torch.int64, device=pos.device) if batch is None else batch
         return segment_max(self.perceptron(torch.cat([pos.to(x.dtype), x], 1)), batch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from geoattn._arguments import check_tensors, checked_integer
 from geoattn.nn.position_bias import RelativePositionTable
 from geoattn.ops.attend import attend
 from geoattn.ops.permute import permute_rows
@@ -34,7 +35,8 @@ class SerializedAttention(nn.Module):
         ``[N, 3]`` integers; output ``[N, C]``.
 
     Raises:
-        ValueError: If heads do not divide channels.
+        TypeError: If the patch size is no integer.
+        ValueError: If heads do not divide channels, or the patch size is less than 1.
 
     Example:
         >>> grid = torch.randint(0, 64, (1000, 3))
@@ -53,10 +55,10 @@ class SerializedAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if channels % heads:
+        if heads < 1 or channels % heads:
             raise ValueError(f"heads must divide channels, got {channels} channels and {heads} heads")
         self.heads = heads
-        self.patch_size = patch_size
+        self.patch_size = checked_integer("patch_size", patch_size, least=1)
         self.dropout = dropout
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
@@ -79,11 +81,18 @@ class SerializedAttention(nn.Module):
             grid_coord: The voxels, for relative positions.
 
         Raises:
-            ValueError: If there are relative positions and no voxels.
+            TypeError: If something is no tensor.
+            ValueError: If shapes do not fit, or there are relative positions and no voxels.
         """
+        check_tensors(x=x, order=order, inverse=inverse)
+        if x.dim() != 2 or not order.shape == inverse.shape == x.shape[:1]:
+            raise ValueError(
+                "expected x [N, C] and one row [N] each of geoattn.geometry.serialize(...).order and .inverse, "
+                f"got {tuple(x.shape)}, {tuple(order.shape)} and {tuple(inverse.shape)}"
+            )
         if self.rpe is not None and grid_coord is None:
             raise ValueError("relative positions need grid_coord [N, 3], the voxel of every point")
-        query, key, value = permute_rows(self.qkv(x), order, inverse).view(x.size(0), 3, self.heads, -1).unbind(1)
+        query, key, value = permute_rows(self.qkv(x), order, inverse).unflatten(1, (3, self.heads, -1)).unbind(1)
         dropout = self.dropout if self.training else 0.0
         if self.rpe is None or grid_coord is None:
             out = attend(query, key, value, windows, dropout=dropout)

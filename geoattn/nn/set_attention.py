@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geoattn.ops.attend import attend
-from geoattn.patterns import Windows
+from geoattn.patterns.windows import Windows, check_windows
 
 # What maps queries, keys, values, a pattern and a scale to outputs.
 Attention = Callable[..., Tensor]
+SETS = "Windows.from_batch(batch)"
 
 
 class MAB(nn.Module):
@@ -43,7 +44,7 @@ class MAB(nn.Module):
         self, dim_q: int, dim_k: int, dim_v: int, num_heads: int, ln: bool = False, attention: Attention = attend
     ) -> None:
         super().__init__()
-        if dim_v % num_heads:
+        if num_heads < 1 or dim_v % num_heads:
             raise ValueError(f"num_heads must divide the width of the output, got {num_heads} and {dim_v}")
         self.num_heads, self.scale, self.attention = num_heads, dim_v**-0.5, attention
         self.fc_q = nn.Linear(dim_q, dim_v)
@@ -83,6 +84,7 @@ class SAB(nn.Module):
 
     def forward(self, x: Tensor, sets: Windows) -> Tensor:
         """Of elements ``[N, dim_in]``, ``[N, dim_out]``; ``sets`` has a run for each set, of ``N`` queries and keys."""
+        check_windows(sets, "sets", SETS)
         return cast("Tensor", self.mab(x, x, sets))
 
 
@@ -117,6 +119,7 @@ class ISAB(nn.Module):
 
     def forward(self, x: Tensor, sets: Windows) -> Tensor:
         """Of elements ``[N, dim_in]``, ``[N, dim_out]``; ``sets`` has a run for each set, of ``N`` queries and keys."""
+        check_windows(sets, "sets", SETS)
         reading = sets.latents(self.I.size(1))
         found = self.mab0(self.I[0].repeat(sets.num_runs, 1), x, reading)
         return cast("Tensor", self.mab1(x, found, reading.transpose))
@@ -145,4 +148,5 @@ class PMA(nn.Module):
 
     def forward(self, x: Tensor, sets: Windows) -> Tensor:
         """Of elements ``[N, dim]`` in ``B`` sets, ``[B * k, dim]``: sets ``sets.latents(k).among_queries``."""
+        check_windows(sets, "sets", SETS)
         return cast("Tensor", self.mab(self.S[0].repeat(sets.num_runs, 1), x, sets.latents(self.S.size(1))))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from geoattn._arguments import checked_integer
 from geoattn.ops.attend import attend
-from geoattn.patterns import Windows
+from geoattn.patterns.windows import Windows, check_windows
 
 
 def sinkhorn_attend(
@@ -45,8 +45,7 @@ def sinkhorn_attend(
         TypeError: If ``pattern`` is no `Windows`, or ``steps`` no integer.
         ValueError: If shapes do not fit, ``steps`` is below 1, or runs of keys do not follow each other.
     """
-    if not isinstance(pattern, Windows):
-        raise TypeError(f"expected Windows as pattern, got {type(pattern).__name__}; make them with Windows.from_batch")
+    check_windows(pattern, "pattern", "Windows.from_batch(batch)")
     steps = checked_integer("steps", steps, least=1)
     if query.dim() != 3 or key.dim() != 3 or query.shape[1:] != key.shape[1:]:
         raise ValueError(f"expected query [N, H, D] and key [M, H, D], got {tuple(query.shape)} and {tuple(key.shape)}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geoattn.ops import segment_logsumexp, segment_mean, segment_softmax, segment_sum
-from geoattn.patterns import Windows
+from geoattn.patterns.windows import Windows, check_windows
 
 Assignment = Literal["softmax", "sinkhorn", "mesh"]
 
@@ -95,10 +95,20 @@ class SlotAttention(nn.Module):
 
         Returns:
             ``[B, S, slot_channels]``.
+
+        Raises:
+            TypeError: If ``sets`` are no `Windows`.
+            ValueError: If shapes do not fit.
         """
+        check_windows(sets, "sets", "Windows.from_batch(batch)")
+        if x.dim() != 2 or len(x) != sets.num_queries:
+            raise ValueError(f"expected x [{sets.num_queries}, C] for {sets}, got {tuple(x.shape)}")
+        if slots is not None and slots.shape[:1] != (sets.num_runs,):
+            raise ValueError(f"expected slots [{sets.num_runs}, S, {self.slot_channels}], got {tuple(slots.shape)}")
         count, sizes = sets.num_runs, sets.query_ptr.diff()
         of_set = torch.arange(count, device=x.device).repeat_interleave(sizes, output_size=len(x))
         size = sizes.tolist()
+        wide = torch.promote_types(x.dtype, torch.float32)  # of plans, whose small numbers half precision does not have
         x = self.norm_inputs(x)
         key, value = self.project_k(x), self.project_v(x)
         if slots is None:
@@ -108,7 +118,7 @@ class SlotAttention(nn.Module):
         noise: Tensor | None = None
         if self.assignment != "softmax":
             of_element = self.num_slots * segment_softmax(
-                self.mlp_input_marginals(x).squeeze(1), of_set, num_segments=count
+                self.mlp_input_marginals(x).squeeze(1).to(wide), of_set, num_segments=count
             )
         if self.assignment == "mesh":
             noise = _randn(value, generator, len(x), self.num_slots)
@@ -118,18 +128,21 @@ class SlotAttention(nn.Module):
             if of_element is None:
                 scale = self.slot_channels**-0.5
                 won = scale * torch.cat([k @ q.t() for k, q in zip(key.split(size), query, strict=True)])
-                won = won.softmax(1) + 1e-8
+                won = won.to(wide).softmax(1) + 1e-8
                 weight = won / segment_sum(won, of_set, num_segments=count)[of_set]
             else:
-                of_slot = self.num_slots * self.mlp_slot_marginals(slots).squeeze(2).softmax(1)
+                of_slot = self.num_slots * self.mlp_slot_marginals(slots).squeeze(2).to(wide).softmax(1)
                 marginals = _Marginals(of_element, of_slot, of_set)
                 cost, potential = (
-                    torch.cat([torch.cdist(k, q) for k, q in zip(key.split(size), query, strict=True)]),
+                    torch.cat(
+                        [torch.cdist(k, q) for k, q in zip(key.to(wide).split(size), query.to(wide), strict=True)]
+                    ),
                     None,
                 )
                 if noise is not None:
                     cost, potential = self._sharpen(cost + 0.001 * noise, marginals)
                 weight, _ = marginals.plan(cost, self.sinkhorn_steps, potential)
+            weight = weight.to(value.dtype)
             update = torch.stack([w.t() @ v for w, v in zip(weight.split(size), value.split(size), strict=True)])
             slots = self.gru(update.flatten(0, 1), before.flatten(0, 1)).view_as(before)
             slots = slots + self.mlp(self.norm_mlp(slots))

@@ -39,7 +39,7 @@ class SurfaceAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4, reach: float = 0.2) -> None:
         super().__init__()
-        if channels % heads:
+        if heads < 1 or channels % heads:
             raise ValueError(f"heads must divide channels, got {heads} and {channels}")
         self.heads, self.reach = heads, reach
         self.qkv = nn.Linear(channels, 3 * channels)

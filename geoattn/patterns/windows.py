@@ -322,6 +322,16 @@ class Windows:
         return f"Windows(queries={self.num_queries}, keys={self.num_keys}, runs={self.num_runs})"
 
 
+def check_windows(given: object, name: str, how: str) -> None:
+    """That an argument is `Windows`; ``how`` says what makes them.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(given, Windows):
+        raise TypeError(f"expected Windows as {name}, got {type(given).__name__}; make them with {how}")
+
+
 class Runs(NamedTuple):
     """Some runs, or like parts of them, with equally many queries and equally many keys."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geoattn.nn import BallAttention, BallBlock
-from geoattn.patterns import Windows
+from geoattn.patterns import Windows, ball_tree
 from tests.patterns.test_ball_tree import points
 
 
@@ -52,3 +52,18 @@ def test_gradients_of_both_orders():
 def test_heads_must_divide_channels():
     with pytest.raises(ValueError, match="heads must divide channels, got 3 and 8"):
         BallAttention(8, heads=3)
+    with pytest.raises(ValueError, match="heads must divide channels, got 0 and 8"):
+        BallAttention(8, heads=0)
+
+
+def test_what_is_wrong_is_said():
+    layer, tree = BallAttention(8, heads=2), ball_tree(torch.rand(8, 3))
+    with pytest.raises(TypeError, match=r"expected Windows as balls, got BallTree; make them with .*balls"):
+        layer(torch.rand(8, 8), torch.rand(8, 3), tree)
+    with pytest.raises(ValueError, match=r"expected x \[S, C\] and pos \[S, P\], got \(5, 8\) and \(8, 3\)"):
+        layer(torch.rand(5, 8), torch.rand(8, 3), tree.balls(4))
+
+
+def test_no_points_are_no_special_case():
+    out = BallAttention(8, heads=2)(torch.zeros(0, 8), torch.zeros(0, 3), Windows(torch.tensor([0, 0])))
+    assert out.shape == (0, 8)

@@ -102,3 +102,5 @@ def test_latents_keep_samples_apart_and_weigh_by_area():
 def test_heads_must_divide_channels(layer):
     with pytest.raises(ValueError, match="heads must divide channels, got 3 and 8"):
         layer(8, heads=3)
+    with pytest.raises(ValueError, match="heads must divide channels, got 0 and 8"):
+        layer(8, heads=0)

@@ -138,6 +138,9 @@ def test_errors_of_grids():
         layer(torch.randn(1, 9, 8))
     with pytest.raises(ValueError, match=r"got 7 \* 1 and 6 for axis 1 of \(9, 6\)"):
         layer(torch.randn(1, 9, 6, 8))
+    with pytest.raises(ValueError, match="num_heads must divide embed_dim, got 0 and 8"):
+        NeighborhoodAttention(8, 0, k=2)
+    assert NeighborhoodAttention(8, 2, k=2)(torch.zeros(0, 8), torch.zeros(0, 3)).shape == (0, 8)
     with pytest.raises(ValueError, match="num_heads must divide embed_dim, got 3 and 8"):
         NeighborhoodAttention1d(8, 3, 7)
     with pytest.raises(ValueError, match="stride must be at most kernel_size, got 4 and 3"):

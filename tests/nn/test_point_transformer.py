@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from geoattn import Neighbors
 from geoattn.nn import PointTransformerBlock, PointTransformerLayer, TransitionDown, TransitionUp
 from geoattn.nn import point_transformer as module
 from geoattn.ops import knn_query
@@ -137,3 +138,9 @@ def test_what_is_wrong_is_said():
         PointTransformerLayer(12)
     with pytest.raises(ValueError, match=r"expected neighbors \[5, k\], as geoattn.ops.knn_query"):
         PointTransformerLayer(8)(torch.rand(5, 8), torch.rand(5, 3), torch.zeros(2, 20).long())
+    with pytest.raises(TypeError, match="neighbors must be a tensor, got Neighbors"):
+        PointTransformerLayer(8)(torch.rand(5, 8), torch.rand(5, 3), Neighbors.knn(torch.rand(5, 3), 2))
+    with pytest.raises(ValueError, match=r"expected x \[N, 8\] and pos \[N, 3\], got \(5, 8\) and \(4, 3\)"):
+        PointTransformerLayer(8)(torch.rand(5, 8), torch.rand(4, 3), torch.zeros(5, 2).long())
+    with pytest.raises(ValueError, match=r"expected x \[N, 8\] for pos \(5, 3\), got \(4, 8\)"):
+        TransitionDown(8, 16)(torch.rand(4, 8), torch.rand(5, 3))

@@ -112,3 +112,8 @@ def test_a_cloud_of_one_point_is_no_special_case(train):
 def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match=r"widths of layers for each scale, got \[0\.1\], \[4\] and \[\[8\], \[8\]\]"):
         SetAbstraction(4, 10, [0.1], [4], [[8], [8]])
+    for x in (None, torch.rand(4, 4), torch.rand(5, 3)):
+        with pytest.raises(ValueError, match=r"expected x \[N, 4\] for pos \(5, 3\)"):
+            SetAbstraction(4, 10, [0.1], [4], [[8]])(x, torch.rand(5, 3))
+    with pytest.raises(ValueError, match=r"expected x \[N, C\] and pos \[N, 3\], got \(4, 4\) and \(5, 3\)"):
+        GlobalSetAbstraction(4, 8)(torch.rand(4, 4), torch.rand(5, 3))

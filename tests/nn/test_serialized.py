@@ -80,7 +80,20 @@ def test_points_may_come_in_any_order():
 def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match="heads must divide channels, got 8 channels and 3 heads"):
         SerializedAttention(8, 3)
+    with pytest.raises(ValueError, match="heads must divide channels, got 8 channels and 0 heads"):
+        SerializedAttention(8, 0)
+    with pytest.raises(ValueError, match="patch_size must be at least 1, got 0"):
+        SerializedAttention(8, 2, patch_size=0)
     x, _, found = problem([5])
     layer = SerializedAttention(8, 2, 4, relative_positions=True).double()
     with pytest.raises(ValueError, match="relative positions need grid_coord"):
         layer(x, found.order[0], found.inverse[0], layer.windows([5]))
+    with pytest.raises(ValueError, match=r"expected x \[N, C\] and one row .* got \(5, 8\), \(4, 5\) and \(4, 5\)"):
+        layer(x, found.order, found.inverse, layer.windows([5]))
+    with pytest.raises(ValueError, match=r"got \(4, 8\), \(5,\) and \(5,\)"):
+        layer(x[:4], found.order[0], found.inverse[0], layer.windows([4]))
+
+
+def test_no_points_are_no_special_case():
+    layer, none = SerializedAttention(8, 2, 4), torch.zeros(0, dtype=torch.long)
+    assert layer(torch.zeros(0, 8), none, none, layer.windows([0])).shape == (0, 8)

@@ -86,3 +86,11 @@ def test_derivatives(name):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="num_heads must divide the width of the output, got 4 and 6"):
         MAB(4, 4, 6, 4)
+    with pytest.raises(ValueError, match="got 0 and 6"):
+        MAB(4, 4, 6, 0)
+
+
+@every_block
+def test_a_batch_vector_is_no_sets(name):
+    with pytest.raises(TypeError, match=r"expected Windows as sets, got Tensor; make them with Windows.from_batch"):
+        BLOCKS[name]()(torch.rand(5, 4), torch.zeros(5).long())

@@ -104,3 +104,19 @@ def test_gradients(assignment):
 def test_an_assignment_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match='assignment must be "softmax", "sinkhorn" or "mesh", got \'hard\''):
         SlotAttention(4, 3, assignment="hard")
+
+
+@every_assignment
+def test_half_precision_is_finite_and_near(assignment, given_noise):
+    layer, x, first = layer_of(assignment), waves(10, 4, start=7), waves(2, 3, 6, start=2)
+    expected = layer(x, sets_of(5, 5), first)
+    out = layer.half()(x.half(), sets_of(5, 5), first.half())
+    torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    layer = layer_of("softmax")
+    with pytest.raises(ValueError, match=r"expected x \[10, C\] for Windows.*got \(9, 4\)"):
+        layer(torch.rand(9, 4), sets_of(5, 5))
+    with pytest.raises(ValueError, match=r"expected slots \[2, S, 6\], got \(1, 3, 6\)"):
+        layer(torch.rand(10, 4), sets_of(5, 5), torch.rand(1, 3, 6))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from geoattn._arguments import checked_integer
 from geoattn.data.point_transforms import check_points
 from geoattn.geometry import serialize
 from geoattn.models.points.inputs import PointConfig, PointNetwork, cloud_counts
@@ -70,6 +71,7 @@ class PointTransformerV3Config(PointConfig):
                 object.__setattr__(self, field.name, tuple(value))
         if self.grid_size is None:
             raise ValueError("point_transformer_v3 works on voxels: grid_size must be a number")
+        checked_integer("patch_size", self.patch_size, least=1)
         stages = len(self.channels)
         for name in ("depths", "heads"):
             if len(getattr(self, name)) != stages:
