@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -118,6 +119,17 @@ def test_a_classifier_does_not_segment(person, tmp_path, capsys):
     )
     assert main(["segment", str(person), "--model", str(tmp_path / "m"), "-o", str(tmp_path / "out.ply")]) == 2
     assert "holds a surface_classifier, made for classification, not for parts" in capsys.readouterr().err
+    create_model("pointnet2_ssg", names=("a", "b"), labelled="whole").save_pretrained(tmp_path / "whole")
+    assert main(["segment", str(person), "--model", str(tmp_path / "whole"), "-o", str(tmp_path / "out.ply")]) == 2
+    assert "labels clouds as a whole, not their points: it was trained to classify" in capsys.readouterr().err
+
+
+def test_warnings_are_shown_without_lines_of_code(person, capsys, monkeypatch):
+    before, where = warnings.formatwarning, (UserWarning("colors are left out"), UserWarning, __file__, 1)
+    monkeypatch.setattr("geoattn.cli.info._info", lambda arguments: print(warnings.formatwarning(*where)))
+    assert main(["info", str(person)]) == 0
+    assert capsys.readouterr().out.strip() == "geoattn: colors are left out"
+    assert warnings.formatwarning is before
 
 
 def test_folders_for_results_are_refused_before_the_work(tmp_path, capsys):

@@ -54,6 +54,8 @@ def _segment(arguments: argparse.Namespace) -> None:
     if "segmentation" not in model.tasks:
         raise ValueError(f"{arguments.model} holds a {model.name}, made for {', '.join(model.tasks)}, not for parts")
     labelled = model.config.labelled
+    if labelled == "whole":
+        raise ValueError(f"{arguments.model} labels clouds as a whole, not their points: it was trained to classify")
     if output:
         check_output(output, data, label_on=labelled)
     if isinstance(model, PointNetwork):

@@ -187,7 +187,8 @@ class ElasticDistortion(BaseTransform):
             size = ((data.pos.amax(0) - low) / cell).floor().long() + 3
             if size.double().prod() > 1 << 24:
                 raise ValueError(
-                    f"a grid of cells of {cell:g} has {size.tolist()} cells for this cloud; take larger ones"
+                    f"a grid of cells of {cell:g} has {size.tolist()} cells for this cloud; take larger ones, "
+                    "and in training larger voxels (grid_size, --grid-size), or smaller scans"
                 )
             noise = torch.randn(3, *size.tolist(), generator=self.generator).to(data.pos)
             for _ in range(2):

@@ -25,6 +25,20 @@ from geoattn.train.randomness import mixed_seed, own_random_state, seed_all
 from geoattn.train.task import Prepare, Samples
 
 
+class SampleError(ValueError):
+    """A sample cannot be read or prepared.
+
+    Where that happens in a process that reads samples for torch's loader, torch makes the error anew, with the whole
+    traceback as its message. The message is then the original one again, and the traceback its cause.
+    """
+
+    def __init__(self, message: str) -> None:
+        traceback_and_message = message.rsplit(f"{type(self).__name__}: ", 1)
+        super().__init__(traceback_and_message[-1].strip())
+        if len(traceback_and_message) == 2:
+            self.__cause__ = RuntimeError(f"in another process:\n{message}")
+
+
 class Prepared:
     """Samples turned into what a network reads, each in several random variants that take turns over the epochs.
 
@@ -120,7 +134,7 @@ class _Recipe:
         except Exception as error:
             sample_name = f"sample {index}" if name is None else f"sample {index} ({name})"
             reason = str(error) if isinstance(error, ValueError) else traceback.format_exception_only(error)[-1].strip()
-            raise ValueError(f"{sample_name} cannot be prepared: {reason}") from error
+            raise SampleError(f"{sample_name} cannot be prepared: {reason}") from error
 
     def _copy(self, sample: Data, index: int, copy: int) -> Data:
         numbers = (self.seed, index, copy) if copy else None
@@ -200,7 +214,7 @@ def _in_processes(recipe: _Recipe, workers: int | None) -> Iterator[list[Data]]:
             variants = pickle.loads(result)
             if isinstance(variants, tuple):
                 message, where = variants
-                raise ValueError(message) from RuntimeError(f"in another process:\n{where}")
+                raise SampleError(message) from RuntimeError(f"in another process:\n{where}")
             yield variants
     finally:
         del results  # which ends the processes

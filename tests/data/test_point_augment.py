@@ -229,3 +229,9 @@ def test_every_transform_is_in_this_test():
     known = {type(transform).__name__ for transform in ALL} | {"CenterShift", "BaseTransform"}
     classes = {name: value for name, value in vars(point_augment).items() if isinstance(value, type)}
     assert known == {name for name, value in classes.items() if hasattr(value, "forward")}
+
+
+def test_a_scan_too_large_for_its_voxels_names_what_to_change():
+    scan = Data(pos=torch.tensor([[0.0, 0.0, 0.0], [4000.0, 4000.0, 100.0]]))
+    with pytest.raises(ValueError, match=r"in training larger voxels \(grid_size, --grid-size\), or smaller scans"):
+        ElasticDistortion(p=1.0)(scan)

@@ -115,6 +115,10 @@ def test_errors_name_the_sample_and_the_reason(workers):
         Prepared(Clouds(9), jitter, workers=workers)
     if workers:
         assert 'raise KeyError("x")' in str(caught.value.__cause__)
+    loader = DataLoader(Prepared(Clouds(9), jitter, copies=None), sampler=[7], num_workers=workers)
+    with pytest.raises(ValueError, match=r"^sample 7 \(scan7\) cannot be prepared: KeyError: 'x'$") as caught:
+        list(loader)  # in a process of torch's own, which repeats errors with their traceback as message
+    assert 'raise KeyError("x")' in str(caught.value.__cause__) or not workers
     with pytest.raises(ValueError, match="copies must be at least 1, got 0"):
         Prepared(Clouds(), jitter, copies=0)
     with pytest.raises(ValueError, match="sample 3 cannot be prepared"):

@@ -116,7 +116,10 @@ def category_of(data: Data, categories: int, clouds: int) -> Tensor | None:
     category = data.get("category")
     if category is None or category.shape != (clouds,):
         found = "none" if category is None else list(category.shape)
-        raise ValueError(f"the network knows {categories} categories: give each of {clouds} clouds one, got {found}")
+        raise ValueError(
+            f"the network knows {categories} categories: give each of {clouds} clouds one, got {found}; in Python, "
+            "set data.category = torch.tensor([number of the category]) of a cloud"
+        )
     if int(category.min()) < 0 or int(category.max()) >= categories:
         raise ValueError(f"category must be from 0 to {categories - 1}, got {category.tolist()}")
     return category
