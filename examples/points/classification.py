@@ -12,12 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
 
-from geoattn.data import hold_out
+from geoattn.data import RandomPointDropout, RandomPointJitter, RandomRotation, RandomScaling, hold_out
 from geoattn.models import load_model
 from geoattn.models.classification import ClassificationTask
 from geoattn.train import TrainConfig, evaluate, fit
@@ -38,6 +42,38 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Augment(BaseTransform):
+    """Small changes of an object, whose proportions tell what it is, and any heading where it does not matter."""
+
+    rotate: float = 0.0
+    generator: torch.Generator | None = None
+
+    def forward(self, data: Data) -> Data:
+        """Apply to one cloud."""
+        pos = data.pos - data.pos.mean(0)
+        data.pos = pos / pos.norm(dim=1).max()
+        data = RandomPointDropout(generator=self.generator)(data)
+        data = RandomScaling(0.9, 1.1, axes=True, generator=self.generator)(data)
+        data = RandomRotation(self.rotate, "z", generator=self.generator)(data)
+        return RandomPointJitter(0.01, 0.05, generator=self.generator)(data)
+
+
+@dataclass(frozen=True)
+class ObjectTask(ClassificationTask):
+    """Classification with these changes.
+
+    Attributes:
+        rotate: By how many degrees objects are turned about z, at most.
+    """
+
+    rotate: float = 0.0
+
+    def prepare(self, model: nn.Module) -> Any:
+        """The network's own transform, after random changes in training."""
+        return replace(super().prepare(model), augment=Augment(self.rotate))
+
+
 def main() -> None:
     """Train, measure, and say what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,12 +83,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40, help="how often to go through the training clouds")
     parser.add_argument("--points", type=int, default=512, help="points that are read of a cloud")
     parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
+    parser.add_argument("--rotate", type=float, default=0.0, help="turn training clouds by so many degrees at most")
     parser.add_argument("--hold-out", help="measure on this share of the training clouds")
     parser.add_argument("--output", type=Path, default=Path("runs/point_classification"), help="folder of the runs")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    task = ClassificationTask(attribute_dropout=0)
+    task = ObjectTask(rotate=arguments.rotate)
     found: dict[str, list[float]] = {network: [] for network in arguments.networks}
     for seed in range(arguments.seeds):
         for network in arguments.networks:
