@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 import geoattn
+from geoattn.data.point_augment import rotated
 from geoattn.geometry import point_normals, upright
 from geoattn.models import load_model
 from geoattn.models.points import PointNetwork
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=str(Path(geoattn.__file__).parent / "models/segmentation/assets/scene"))
     parser.add_argument("--output", type=Path, default=Path("runs/autzen"), help="of what is trained on autzen")
-    parser.add_argument("--steps", type=int, default=80, help="on autzen")
+    parser.add_argument("--epochs", type=int, default=4, help="on autzen")
     parser.add_argument("--votes", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -88,21 +89,34 @@ def scores(found: Tensor, true: Tensor) -> tuple[float, float, float]:
     return float((found == true).float().mean()), iou[0], iou[1]
 
 
-class Half(list[Data]):
-    """A part of a scan."""
+class Tiles(list[Data]):
+    """Squares of a scan."""
 
     names = ("other", "ground")
     labelled = "vertex"
 
 
+def cut(scan: Data, side: float, shift: float = 0.0) -> Tiles:
+    """The squares of a scan that have at least 100 points, each with the numbers of its points as ``index``."""
+    cell = ((scan.pos[:, :2] - scan.pos[:, :2].amin(0)) / side + shift).long()
+    square = cell[:, 0] * 1000 + cell[:, 1]
+    found = Tiles()
+    for number in square.unique():
+        index = (square == number).nonzero()[:, 0]
+        if len(index) >= 100 or shift == 0:
+            found.append(Data(pos=scan.pos[index], normal=scan.normal[index], y=scan.y[index], index=index))
+    return found
+
+
 def ground(path: Path, model: PointNetwork, options: argparse.Namespace) -> None:
-    """Ground against the rest: trained on the west half, measured on the east."""
+    """Ground against the rest: trained on the west half, measured on the east, in squares of 200 feet."""
     scan = geoattn.load(path)
     y = (scan.label == 2).long()
-    # A voxel of the network, 2 cm, for 2.5 feet, the distance of the points; heights ten times as high.
-    pos = (scan.pos - scan.pos.amin(0)) * model.config.grid_size / 2.5
+    # A voxel of the network, 2 cm, for 2.5 feet, the distance of the points.
+    scale = model.config.grid_size / 2.5
+    pos = (scan.pos - scan.pos.amin(0)) * scale
     west = scan.pos[:, 0] < (scan.pos[:, 0].amin() + scan.pos[:, 0].amax()) / 2
-    halves = [Half([Data(pos=pos[half], y=y[half], normal=point_normals(pos[half]))]) for half in (west, ~west)]
+    halves = [Data(pos=pos[half], y=y[half], normal=point_normals(pos[half])) for half in (west, ~west)]
     truth = y[~west].bool()
 
     print("| method | balanced accuracy | IoU of ground |\n|---|---|---|")
@@ -112,19 +126,27 @@ def ground(path: Path, model: PointNetwork, options: argparse.Namespace) -> None
         print(f"| {method} | {float(both):.1%} | {scores(found, truth)[2]:.1%} |", flush=True)
 
     row("height above the lowest point around", low_points(scan.pos, y.bool(), west)[~west])
+    training = Tiles()
+    for angle in (0.0, 0.8, 1.6, 2.4):
+        turned = rotated(halves[0], angle)
+        training += cut(turned, 200 * scale) + cut(turned, 200 * scale, 0.5)
+    testing = cut(halves[1], 200 * scale)
     for start in ("the checkpoint", "random weights"):
         torch.manual_seed(0)
-        task = SegmentationTask(crop=8000, class_weights="balanced")
+        task = SegmentationTask(copies=1, class_weights="balanced")
         facts = {field.name for field in fields(model.config) if field.metadata.get("from_data")}
         config = {key: value for key, value in asdict(model.config).items() if key not in facts}
-        network = task.model(halves[0], model.name, **config)
+        network = task.model(training, model.name, **config)
         if start == "the checkpoint":
             own = network.state_dict()
             fits = {key: value for key, value in model.state_dict().items() if value.shape == own[key].shape}
             network.load_state_dict({**own, **fits})
-        training = TrainConfig(epochs=options.steps, batch_size=1, lr=2e-3, workers=0, save_every=50)
-        fit(task, network, halves[0], options.output / start.replace(" ", "-"), training, resume=True)
-        row(f"network, from {start}", segment(halves[1][0], network, votes=options.votes, fragments=None).label == 1)
+        how = TrainConfig(epochs=options.epochs, batch_size=2, lr=2e-3, workers=0)
+        fit(task, network, training, options.output / start.replace(" ", "-"), how, resume=True)
+        found = torch.zeros_like(truth)
+        for tile in testing:
+            found[tile.index] = segment(tile, network, votes=options.votes, fragments=None).label == 1
+        row(f"network, from {start}", found)
 
 
 def low_points(pos: Tensor, ground: Tensor, west: Tensor) -> Tensor:
