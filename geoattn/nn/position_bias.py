@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,8 +47,9 @@ class RelativePositionTable(nn.Module):
                 f"expected integer grid coordinates [..., {self.axes}], got {query_position.dtype} and "
                 f"{tuple(query_position.shape)}"
             )
-        offset = query_position.unsqueeze(-2) - key_position.unsqueeze(-3)
-        return sum_over_axes(self.rpe_table, offset, self.bound)
+        pairs = zip(query_position.unbind(-1), key_position.unbind(-1), strict=True)
+        offsets = [query.unsqueeze(-1) - key.unsqueeze(-2) for query, key in pairs]
+        return sum_over_axes(self.rpe_table, offsets, self.bound)
 
 
 class OffsetTable(nn.Module):
@@ -78,8 +82,9 @@ class OffsetTable(nn.Module):
 
     def forward(self, query_position: Tensor, key_position: Tensor) -> Tensor:
         """The bias of every pair."""
-        offset = key_position.unsqueeze(-3) - query_position.unsqueeze(-2)
-        return sum_over_axes(self.table, (offset / self.cell + 0.5).floor().long(), self.bound)
+        pairs = zip(query_position.unbind(-1), key_position.unbind(-1), strict=True)
+        offsets = [(key.unsqueeze(-2) - query.unsqueeze(-1)) / self.cell for query, key in pairs]
+        return sum_over_axes(self.table, [(offset + 0.5).floor().long() for offset in offsets], self.bound)
 
 
 class OffsetMLP(nn.Module):
@@ -140,12 +145,21 @@ class DistanceBias(nn.Module):
         return self.sigma_att.squeeze(0) * distance.unsqueeze(-3)
 
 
-def sum_over_axes(table: Tensor, offset: Tensor, bound: int) -> Tensor:
-    """Of tables ``[P * (2 * bound + 1), H]``, the sums for integer offsets ``[..., q, k, P]``: ``[..., H, q, k]``."""
-    size = 2 * bound + 1
-    place = offset.clamp(-bound, bound) + bound
-    found = [rows_of_table(table, place[..., axis] + axis * size) for axis in range(offset.size(-1))]
-    return torch.stack(found).sum(0).movedim(-1, -3)
+def sum_over_axes(table: Tensor, offsets: Sequence[Tensor], bound: int) -> Tensor:
+    """Of tables ``[P * (2 * bound + 1), H]``, the sums for ``P`` integer offsets ``[..., q, k]``: ``[..., H, q, k]``.
+
+    Tables of several axes are joined to one of all their combinations where that is small beside the number of pairs:
+    a look-up for each pair costs more than making it.
+    """
+    joined: list[tuple[Tensor, Tensor]] = []  # tables, and which row of each is wanted
+    for rows, offset in zip(table.unflatten(0, (len(offsets), -1)).unbind(0), offsets, strict=True):
+        place = offset.clamp(-bound, bound) + bound
+        if joined and 2 * len(joined[-1][0]) * len(rows) <= place.numel():
+            before, place_before = joined.pop()
+            rows, place = (before.unsqueeze(1) + rows).flatten(0, 1), place_before * len(rows) + place
+        joined.append((rows, place))
+    found = [rows_of_table(rows, place) for rows, place in joined]
+    return reduce(torch.add, found).movedim(-1, -3)
 
 
 def rows_of_table(table: Tensor, place: Tensor) -> Tensor:

@@ -176,6 +176,11 @@ def test_clouds_of_any_size_are_the_same_alone_and_together(labelled, strides):
     torch.testing.assert_close(together, torch.cat([run(model, one) for one in clouds]), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("labelled", ["vertex", "whole"])
+def test_a_single_point_can_be_trained_on(labelled):
+    run(tiny(labelled=labelled).train(), cloud(ONE)).sum().backward()
+
+
 def test_orders_are_shuffled_in_training_unless_asked():
     sample = cloud(scattered(300))
     for shuffle, differs in (("training", False), ("never", False), ("always", True)):

@@ -17,6 +17,7 @@ from geoattn.data.point_transforms import check_points
 from geoattn.geometry import serialize
 from geoattn.models.points.inputs import PointConfig, PointNetwork, cloud_counts
 from geoattn.models.registry import register_model
+from geoattn.nn.point_groups import BatchNorm
 from geoattn.nn.serialized import SerializedAttention
 from geoattn.nn.sparse_conv import SubMConv3d
 from geoattn.ops import segment_max, segment_mean
@@ -364,12 +365,12 @@ def drop_rates(largest: float, blocks: int) -> list[float]:
 
 def batch_norm(channels: int) -> nn.BatchNorm1d:
     """Batch normalization over all voxels of a batch, with the authors' constants."""
-    return nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
+    return BatchNorm(channels, eps=1e-3, momentum=0.01)
 
 
 def classifier(channels: int, classes: int) -> nn.Sequential:
     """The classifier of Pointcept."""
     layers: list[nn.Module] = []
     for before, after in pairwise([channels, 256, 128]):
-        layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True), nn.Dropout(0.5)]
+        layers += [nn.Linear(before, after), BatchNorm(after), nn.ReLU(inplace=True), nn.Dropout(0.5)]
     return nn.Sequential(*layers, nn.Linear(128, classes))
