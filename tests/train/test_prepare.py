@@ -192,9 +192,11 @@ def test_what_tasks_prepare_can_be_cached(tmp_path, monkeypatch):
 @pytest.mark.parametrize("end", ["interrupt", "kill"])
 def test_no_process_is_left(end):
     script = textwrap.dedent(r"""
-        import os, time
+        import os, signal, time
         from torch_geometric.data import Data
         from geoattn.train import Prepared
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells switch off for what they run behind
 
         def slow(sample, generator):
             os.write(1, b"%d\n" % os.getpid())
