@@ -32,6 +32,21 @@ def test_table_sums_a_number_for_each_axis():
         table(row.float(), column.float())
 
 
+@pytest.mark.parametrize("count", [3, 10, 30])
+def test_joined_tables_are_the_sum_of_those_of_the_axes(count):
+    """One table after the other for few pairs, those of two axes joined, and all three."""
+    table = RelativePositionTable(2, 1).double()
+    size = 2 * table.bound + 1
+    pos = torch.randint(-5, 5, (count, 3), generator=torch.Generator().manual_seed(0))
+    place = (pos[:, None] - pos).clamp(-table.bound, table.bound) + table.bound
+    expected = sum(table.rpe_table[axis * size + place[..., axis]] for axis in range(3)).movedim(-1, 0)
+    found = table(pos, pos)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    grads = (torch.autograd.grad(out, table.rpe_table, upstream)[0] for out in (found, expected))
+    torch.testing.assert_close(*grads)
+
+
 def test_table_has_the_same_gradient_run_after_run_on_several_threads():
     make = torch.Generator().manual_seed(0)
     table = RelativePositionTable(4, 1024)
