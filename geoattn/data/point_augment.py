@@ -344,7 +344,7 @@ class SceneAugment(BaseTransform):
         """Apply to one cloud."""
         unit, generator = self.grid_size / 0.02, self.generator
         bent = ElasticDistortion(((0.2 * unit, 0.4 * unit), (0.8 * unit, 1.6 * unit)), generator=generator)
-        elastic = [bent] if self.grid_size <= 0.03 else []
+        elastic: list[BaseTransform] = [bent] if self.grid_size <= 0.03 else []
         for transform in (
             CenterShift(),
             RandomPointDropout(generator=generator),
