@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,9 +86,9 @@ class PointNetwork(Network):
     def input_transform(self) -> PointInputs:  # noqa: D102
         return self.config.inputs()
 
+    @abstractmethod
     def forward(self, data: Data) -> Tensor:
         """Logits of the classes."""
-        raise NotImplementedError
 
 
 def cloud_windows(data: Data) -> Windows:
